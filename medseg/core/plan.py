@@ -1,0 +1,230 @@
+"""Fingerprint and Plan: what was found in the data, and what was decided from it.
+
+A plan is all that is needed, beside weights, to segment a scan. Its JSON is read and
+edited by people, so each field says its unit, and ``reasons`` says why it was chosen.
+Arrays are always (C, I, J, K) in RAS+; a 2D plan has a patch of (I, J, 1) and a network
+that sees single slices.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medseg.core.errors import PackageError, SettingsError
+from medseg.core.labels import LabelSet
+
+PLAN_FORMAT = 1
+
+Triple = tuple[int, int, int]
+Spacing = tuple[float | None, float | None, float | None]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ChannelFacts(_Frozen):
+    """Intensities of one channel, over foreground and over all voxels of the training cases."""
+
+    name: str
+    modality: str
+    foreground_mean: float
+    foreground_std: float
+    percentile_00_5: float
+    percentile_99_5: float
+    zero_share: float = Field(ge=0, le=1, description="Share of voxels that are exactly 0.")
+
+
+class Fingerprint(_Frozen):
+    """What the training cases look like. Holds no name of a case."""
+
+    cases: int
+    two_dimensional: bool
+    median_spacing_mm: tuple[float, float, float]
+    low_spacing_mm: tuple[float, float, float]
+    median_shape: Triple
+    max_shape: Triple
+    channels: tuple[ChannelFacts, ...]
+    label_voxel_share: dict[str, float]
+    label_cases: dict[str, int]
+
+
+class ChannelPlan(_Frozen):
+    """How one channel is normalised.
+
+    ``ct``: clip to [clip_low, clip_high], subtract ``mean``, divide by ``std`` (all HU, from
+    the training foreground). ``zscore``: mean and standard deviation of the scan itself.
+    ``zscore_nonzero``: the same over voxels that are not 0; zeros stay 0.
+    """
+
+    name: str
+    normalisation: Literal["ct", "zscore", "zscore_nonzero"]
+    clip_low: float | None = None
+    clip_high: float | None = None
+    mean: float | None = None
+    std: float | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        given = (self.clip_low, self.clip_high, self.mean, self.std)
+        if self.normalisation == "ct" and any(value is None for value in given):
+            raise ValueError("'ct' needs clip_low, clip_high, mean and std")
+        return self
+
+
+class NetworkPlan(_Frozen):
+    """A network by name and size; one entry per resolution stage, finest first."""
+
+    name: str = "unet"
+    spatial_dims: Literal[2, 3]
+    in_channels: int = Field(ge=1)
+    classes: int = Field(ge=2, description="Labels and background.")
+    features: tuple[int, ...] = Field(min_length=1, description="Channels of each stage.")
+    strides: tuple[Triple, ...] = Field(description="Step into each stage; (1, 1, 1) first.")
+    kernels: tuple[Triple, ...] = Field(description="Kernel of each stage.")
+    convolutions: int = Field(default=2, ge=1, description="Convolutions per stage.")
+    deep_supervision: bool = True
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if not len(self.features) == len(self.strides) == len(self.kernels):
+            raise ValueError("features, strides and kernels need one entry per stage each")
+        return self
+
+    @property
+    def divisor(self) -> Triple:
+        """What each side of a patch must be a multiple of."""
+        sides = [1, 1, 1]
+        for stride in self.strides:
+            sides = [side * step for side, step in zip(sides, stride, strict=True)]
+        return sides[0], sides[1], sides[2]
+
+
+class AugmentationPlan(_Frozen):
+    """How training patches are varied; a probability is per sample."""
+
+    rotation_degrees: float = Field(default=30.0, ge=0, le=180)
+    scale: tuple[float, float] = (0.7, 1.4)
+    affine_probability: float = Field(default=0.5, ge=0, le=1)
+    intensity_probability: float = Field(default=0.5, ge=0, le=1)
+    mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
+
+
+class TrainingPlan(_Frozen):
+    """How the weights are learned."""
+
+    batch_size: int = Field(ge=1)
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=3e-5, ge=0)
+    warmup_share: float = Field(default=0.03, ge=0, lt=1)
+    polynomial_power: float = Field(default=0.9, gt=0)
+    foreground_share: float = Field(default=0.5, ge=0, le=1)
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    clip_gradient_norm: float = Field(default=12.0, gt=0)
+    steps_per_epoch: int = Field(default=50, ge=1)
+    augmentation: AugmentationPlan = AugmentationPlan()
+
+
+class InferencePlan(_Frozen):
+    """How a whole scan is covered by patches."""
+
+    step: float = Field(default=0.5, gt=0, le=1, description="Step as a share of the patch.")
+    gaussian_sigma: float = Field(default=0.125, gt=0, description="As a share of the patch.")
+    mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
+
+
+class PostprocessStep(_Frozen):
+    """One step of the chain after the network."""
+
+    step: Literal["largest"]
+    label: str
+    connectivity: Literal[6, 18, 26] = 26
+    evidence: str = ""
+
+
+class Plan(_Frozen):
+    """Everything that was decided."""
+
+    format_version: Literal[1] = PLAN_FORMAT
+    labels: LabelSet
+    channels: tuple[ChannelPlan, ...] = Field(min_length=1)
+    modality: str = ""
+    spacing_mm: Spacing = Field(description="Working grid along RAS axes; null keeps the scan's.")
+    patch_size: Triple
+    network: NetworkPlan
+    training: TrainingPlan
+    inference: InferencePlan = InferencePlan()
+    postprocess: tuple[PostprocessStep, ...] = ()
+    reasons: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        divisor = self.network.divisor
+        if any(side % step for side, step in zip(self.patch_size, divisor, strict=True)):
+            raise ValueError(f"patch_size {self.patch_size} must be a multiple of {divisor}")
+        if self.network.classes != len(self.labels) + 1:
+            raise ValueError(f"network.classes must be {len(self.labels) + 1}")
+        if self.network.in_channels != len(self.channels):
+            raise ValueError(f"network.in_channels must be {len(self.channels)}")
+        if self.network.spatial_dims == 2 and self.patch_size[2] != 1:
+            raise ValueError("a 2D network needs a patch of (I, J, 1)")
+        return self
+
+    def to_json(self) -> str:
+        """The plan as indented JSON."""
+        return self.model_dump_json(indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "plan") -> Plan:
+        """Read a plan.
+
+        Raises:
+            PackageError: It was written by a newer medseg, or is not a plan.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise PackageError(source, expected="JSON", got=str(error)) from error
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if isinstance(version, int) and version > PLAN_FORMAT:
+            raise PackageError(
+                source, expected=f"plan format {PLAN_FORMAT} or older", got=f"format {version}",
+                cure="It was written by a newer medseg; update this one.",
+            )
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise PackageError(source, expected="a valid plan", got=describe(error)) from error
+
+
+def describe(error: ValidationError) -> str:
+    """The first fault of a pydantic error in one line, with its key."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or "plan"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{key}: {first['msg']}{more}"
+
+
+def edited(plan: Plan, changes: dict[str, object]) -> Plan:
+    """A new plan with dotted keys replaced, checked again as a whole.
+
+    Raises:
+        SettingsError: A key is unknown, or the plan no longer holds together.
+    """
+    data = plan.model_dump()
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        room = data
+        for part in parents:
+            room = room.get(part) if isinstance(room, dict) else None  # type: ignore[assignment]
+        if not isinstance(room, dict) or last not in room:
+            raise SettingsError(f"plan.{key}", expected="a key of the plan", got="no such key")
+        room[last] = value
+    try:
+        return Plan.model_validate(data)
+    except ValidationError as error:
+        raise SettingsError("plan settings", expected="a plan that fits", got=describe(error)) from error
