@@ -1,0 +1,1 @@
+"""What a user does, from start to end: paths in, paths out."""
