@@ -1,0 +1,224 @@
+"""Which format is read and written by what: one table."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.core.errors import FileError, LabelError
+from medseg.core.results import Prediction
+from medseg.core.scan import Scan
+from medseg.io.image2d import IMAGE_SUFFIXES, looks_like_image, read_image, write_image_mask
+from medseg.io.itk import ITK_SUFFIXES, looks_like_itk, read_itk, write_itk_mask
+from medseg.io.nifti import NIFTI_SUFFIXES, looks_like_nifti, open_maybe_gzip, read_nifti
+from medseg.io.nifti_mask import write_nifti_mask
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of the table.
+
+    Attributes:
+        name: As people call it.
+        suffixes: Of the files that are found in a folder.
+        written: Suffixes that masks can be written to.
+        known_by: Tells from the first bytes, decompressed, whether a file is of this format.
+        read: Reads a scan.
+        write: Writes a mask.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    written: tuple[str, ...]
+    known_by: Callable[[bytes], bool]
+    read: Callable[[Path], Scan]
+    write: Callable[[Path, Prediction], None]
+
+
+FORMATS = (
+    Format(
+        "NIfTI", NIFTI_SUFFIXES, (".nii.gz", ".nii"), looks_like_nifti, read_nifti,
+        write_nifti_mask,
+    ),
+    Format(
+        "NRRD or MetaImage", ITK_SUFFIXES, (".nrrd", ".mha"), looks_like_itk, read_itk,
+        write_itk_mask,
+    ),
+    Format(
+        "PNG, TIFF or JPEG", IMAGE_SUFFIXES, (".png", ".tif", ".tiff"), looks_like_image,
+        read_image, write_image_mask,
+    ),
+)  # fmt: skip
+
+SCAN_SUFFIXES: tuple[str, ...] = tuple(
+    sorted((suffix for row in FORMATS for suffix in row.suffixes), key=len, reverse=True)
+)
+# The voxels of a .hdr: no scan of their own in a folder, but a name that may be given.
+_NAMED_SUFFIXES = (".img.gz", *SCAN_SUFFIXES, ".img")
+# An NRRD or NIfTI header tells itself within this many bytes; so does DICOM ("DICM" at 128).
+_HEAD_BYTES = 540
+
+
+def read_scan(path: str | Path) -> Scan:
+    """Read a scan: geometry from the header now, voxels (C, I, J, K) when asked for.
+
+    The content decides which reader is used, whatever the name says.
+
+    Raises:
+        FileError: The file is missing, truncated, or of no known format.
+        GeometryError: Its header places the voxels nowhere.
+    """
+    path = Path(path)
+    return _format_of(path).read(path)
+
+
+def read_mask(path: str | Path) -> tuple[NDArray[Any], Scan]:
+    """Read a label image: its values (I, J, K), of an integer type, and the scan it comes as.
+
+    Values stored as real numbers are taken where every one is a whole number.
+
+    Raises:
+        FileError: The file is missing, truncated, of no known format, or has channels.
+        GeometryError: Its header places the voxels nowhere.
+        LabelError: A value is negative, not whole, or too large.
+    """
+    path = Path(path)
+    row = _format_of(path)
+    scan = read_image(path, palette_as_values=True) if row.read is read_image else row.read(path)
+    if len(scan.channels) != 1:
+        raise FileError(
+            scan.source, expected="a mask of one channel", got=f"{len(scan.channels)} channels",
+            cure="Save one label value per voxel, not colours or one-hot channels.",
+        )
+    return _label_values(scan.voxels()[0], scan.source), scan
+
+
+def write_mask(path: str | Path, prediction: Prediction) -> None:
+    """Write a mask in the format that the suffix names, whole or not at all.
+
+    ``.nii.gz`` and ``.nii`` repeat the scan's placement fields bit for bit and hold label
+    names and colours; ``.nrrd``, ``.mha``, and pictures for 2D are for exchange.
+
+    Raises:
+        FileError: No format for masks has this suffix.
+        OutputError: The file cannot be written.
+    """
+    path = Path(path)
+    for row in FORMATS:
+        if path.name.lower().endswith(row.written):
+            row.write(path, prediction)
+            return
+    known = ", ".join(suffix for row in FORMATS for suffix in row.written)
+    raise FileError(str(path), expected=f"a mask named {known}", got=f"'{path.name}'")
+
+
+def case_name(path: str | Path) -> str:
+    """The file's name without the suffix of its format: ``a/b.c.nii.gz`` gives ``b.c``."""
+    name = Path(path).name
+    for suffix in _NAMED_SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def find_scans(folder: str | Path) -> list[Path]:
+    """All scans in a folder and below, by their suffix, sorted.
+
+    Hidden files and folders are left out, and so are links that lead out of the folder.
+    """
+    folder = Path(folder)
+    home = folder.resolve()
+    found, left_out = [], 0
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            path = Path(root, name)
+            if name.startswith(".") or not name.lower().endswith(SCAN_SUFFIXES):
+                continue
+            if path.resolve().is_relative_to(home):
+                found.append(path)
+            else:
+                left_out += 1
+    if left_out:
+        _LOG.warning("%s: %d links that lead out of the folder are left out", folder, left_out)
+    return sorted(found)
+
+
+def _format_of(path: Path) -> Format:
+    try:
+        if path.is_dir():
+            raise FileError(
+                str(path), expected="a file", got="a folder", cure="Name the scans in it."
+            )
+        with open_maybe_gzip(path) as stream:
+            head = stream.read(_HEAD_BYTES)
+    except FileNotFoundError as error:
+        raise FileError(str(path), expected="a scan", got="no such file") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise FileError(
+            str(path), expected="a whole file", got=str(error) or "one that cannot be opened",
+            cure="Copy or export it again.",
+        ) from error
+    given = str(path).lower()
+    if head and given.endswith((".img", ".img.gz")):
+        return FORMATS[0]
+    for row in FORMATS:
+        # Some DICOM files begin like an Analyze header.
+        if row.known_by(head) and head[128:132] != b"DICM":
+            return row
+    raise _unknown(path, head)
+
+
+def _unknown(path: Path, head: bytes) -> FileError:
+    expected = ", ".join(row.name for row in FORMATS)
+    if not head:
+        return FileError(
+            str(path), expected=expected, got="an empty file", cure="Copy or export it again."
+        )
+    if head[128:132] == b"DICM":
+        return FileError(
+            str(path), expected=expected, got="DICOM",
+            cure="Convert the series to NIfTI first, for example with dcm2niix.",
+        )
+    return FileError(
+        str(path), expected=expected, got="something else",
+        cure="Check the file; convert it if it is a scan of another format.",
+    )
+
+
+def _label_values(values: NDArray[Any], source: str) -> NDArray[Any]:
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8)
+    if values.dtype.kind == "f":
+        values = _whole(values, source)
+    if values.dtype.kind == "i" and values.size and int(values.min()) < 0:
+        raise LabelError(
+            source, expected="label values of 0 and more", got=str(int(values.min())),
+            cure="Give this structure a positive value.",
+        )
+    return values
+
+
+def _whole(values: NDArray[Any], source: str) -> NDArray[Any]:
+    """Real numbers as integers, when that is what they are (to the last bits of a float32)."""
+    whole = np.rint(values)
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(values - whole) <= 1e-6 * np.maximum(1.0, np.abs(whole)))
+    wrong |= np.abs(whole) > np.iinfo(np.int32).max
+    if wrong.any():
+        raise LabelError(
+            source, expected="whole numbers", got=f"the value {float(values[wrong][0]):g}",
+            cure="Save the labels as integers; a mask must not be interpolated or scaled.",
+        )
+    labels: NDArray[np.int32] = whole.astype(np.int32)
+    return labels

@@ -1,0 +1,117 @@
+"""Pictures as 2D scans: PNG, TIFF and JPEG.
+
+A picture becomes (C, I, J, 1): I runs along the columns (x, to the right of the picture),
+J along the rows (y, downwards); grey is one channel, red-green-blue three. A picture
+states no place in the patient. It gets 1 mm pixels, and columns that run to the patient's
+Left and rows that run to the Posterior, as ITK reads pictures and as radiologists look at
+slices. In RAS+ that is diag(-1, -1, 1): the picture's right is -x, its lower edge is -y.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from medseg.core.errors import FileError
+from medseg.core.geometry import Geometry
+from medseg.core.results import Prediction
+from medseg.core.scan import Scan
+from medseg.io.atomic import whole_file
+
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+PICTURE_AFFINE_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+_MAGIC = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\xff\xd8\xff")
+_GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Whether the first bytes are those of a PNG, TIFF or JPEG file."""
+    return head.startswith(_MAGIC)
+
+
+def read_image(path: Path, *, palette_as_values: bool = False) -> Scan:
+    """Read a picture: size now, pixels (C, I, J, 1) later.
+
+    Args:
+        path: A PNG, TIFF or JPEG file of one page.
+        palette_as_values: Keep the numbers of a picture with a palette, as masks need it,
+            instead of the colours that they stand for.
+
+    Raises:
+        FileError: The file is truncated, has transparency, several pages, or other colours.
+    """
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            mode = picture.mode
+            clear = "A" in mode or "transparency" in picture.info
+            pages = getattr(picture, "n_frames", 1)
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+    if clear and not (palette_as_values and mode == "P"):
+        raise FileError(
+            str(path), expected="grey or red-green-blue pixels", got="transparency (alpha)",
+            cure="Save it without an alpha channel.",
+        )
+    if pages > 1:
+        raise FileError(
+            str(path), expected="one page", got=f"{pages} pages",
+            cure="Save a volume as NIfTI, or each page as a file.",
+        )
+    if mode not in (*_GREY, "RGB", "P"):
+        raise FileError(
+            str(path), expected="grey or red-green-blue pixels", got=f"colours of type {mode}",
+            cure="Save it as grey or RGB.",
+        )
+    channels = 1 if mode in _GREY or (mode == "P" and palette_as_values) else 3
+    return Scan(
+        Geometry((width, height, 1), PICTURE_AFFINE_RAS),
+        ("0",) if channels == 1 else ("red", "green", "blue"),
+        lambda: _pixels(path, colours=channels == 3),
+        source=str(path),
+    )
+
+
+def write_image_mask(path: Path, prediction: Prediction) -> None:
+    """Write the mask of a 2D scan as a picture of label values, whole or not at all.
+
+    Raises:
+        FileError: The mask is a volume.
+        OutputError: The file cannot be written.
+    """
+    if prediction.labels.shape[2] != 1:
+        raise FileError(
+            str(path), expected="a 2D mask", got=f"shape {prediction.labels.shape}",
+            cure="Write volumes as .nii.gz.",
+        )
+    pixels = np.ascontiguousarray(prediction.labels[:, :, 0].T)
+    with whole_file(path) as temporary:
+        Image.fromarray(pixels).save(temporary)
+
+
+def _pixels(path: Path, *, colours: bool) -> NDArray[Any]:
+    try:
+        with Image.open(path) as picture:
+            array = np.asarray(picture.convert("RGB") if colours else picture)
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    channels_last = array if array.ndim == 3 else array[..., None]
+    return channels_last.transpose(2, 1, 0)[..., None]
+
+
+def _unreadable(path: Path, error: Exception) -> FileError:
+    if isinstance(error, FileNotFoundError):
+        return FileError(str(path), expected="a picture", got="no such file")
+    got = "a damaged one" if isinstance(error, UnidentifiedImageError) else str(error)
+    return FileError(
+        str(path), expected="a whole PNG, TIFF or JPEG file", got=got,
+        cure="Copy or export the file again.",
+    )

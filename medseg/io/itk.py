@@ -1,0 +1,179 @@
+"""NRRD and MetaImage through SimpleITK, and SimpleITK images as scans and back.
+
+SimpleITK is imported when a function needs it, so that NIfTI works without it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.core.errors import FileError, GeometryError
+from medseg.core.geometry import Geometry
+from medseg.core.optional import require
+from medseg.core.results import Prediction
+from medseg.core.scan import Scan
+from medseg.io.atomic import whole_file
+
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+# One file holds header and voxels; only then can its size be held against the header.
+_SINGLE_FILE = (".nrrd", ".mha")
+_MAX_DEFLATE_RATIO = 1032
+
+
+def looks_like_itk(head: bytes) -> bool:
+    """Whether the first bytes are those of an NRRD or MetaImage header."""
+    return head.startswith(b"NRRD0") or head[:64].lstrip().startswith((b"ObjectType", b"NDims"))
+
+
+def read_itk(path: Path) -> Scan:
+    """Read an NRRD or MetaImage file: geometry now, voxels (C, I, J, K) later.
+
+    Raises:
+        FileError: The file is truncated, or of a type that is no scan (complex).
+        GeometryError: The header places the voxels nowhere.
+    """
+    sitk = _sitk()
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+    _check_size(path, reader, sitk)
+    geometry, channels = _describe(reader, reader.GetNumberOfComponents(), str(path))
+
+    def load() -> NDArray[Any]:
+        try:
+            image = sitk.ReadImage(str(path))
+        except RuntimeError as error:
+            raise _unreadable(path, error) from error
+        return _voxels(image, sitk)
+
+    return Scan(geometry, _numbered(channels), load, source=str(path))
+
+
+def scan_from_sitk(image: Any) -> Scan:
+    """Take a SimpleITK image (2D, 3D, 4D or of vectors) as a scan; channels come first."""
+    sitk = _sitk()
+    geometry, channels = _describe(image, image.GetNumberOfComponentsPerPixel(), "SimpleITK image")
+    return Scan(
+        geometry, _numbered(channels), lambda: _voxels(image, sitk), source="SimpleITK image"
+    )
+
+
+def to_sitk(prediction: Prediction) -> Any:
+    """Put a mask into a ``SimpleITK.Image`` with the scan's placement; 2D only for 2D NIfTI."""
+    sitk = _sitk()
+    forms = prediction.forms
+    flat = forms is not None and len(forms.grid_shape) == 2
+    origin, spacing, direction = prediction.geometry.to_lps()
+    image = sitk.GetImageFromArray(np.ascontiguousarray(prediction.labels.transpose(2, 1, 0)))
+    image.SetOrigin(origin)
+    image.SetSpacing(spacing)
+    image.SetDirection(direction)
+    if flat:
+        square = np.reshape(direction, (3, 3))
+        if abs(square[:2, 2]).max() < 1e-6 and abs(square[2, :2]).max() < 1e-6:
+            return image[:, :, 0]
+    return image
+
+
+def write_itk_mask(path: Path, prediction: Prediction) -> None:
+    """Write a mask as NRRD or MetaImage in one file, whole or not at all, compressed.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    sitk = _sitk()
+    image = to_sitk(prediction)
+    with whole_file(path) as temporary:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+        except RuntimeError as error:
+            raise OSError(_last_line(error)) from error
+
+
+def _sitk() -> ModuleType:
+    return require("SimpleITK", extra="all", feature="NRRD, MetaImage and SimpleITK images")
+
+
+def _numbered(channels: int) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(channels))
+
+
+def _describe(image: Any, components: int, source: str) -> tuple[Geometry, int]:
+    """Geometry and number of channels of an image or of a reader that knows its header."""
+    size = tuple(int(length) for length in image.GetSize())
+    dims = len(size)
+    extra = size[3] if dims == 4 else 1
+    if dims not in (2, 3, 4) or (extra > 1 and components > 1):
+        raise FileError(
+            source, expected="2D, 3D, or 3D with channels",
+            got=f"size {size} with {components} components",
+            cure="Save one time point or one channel set to a file.",
+        )
+    used = min(dims, 3)
+    direction = np.reshape(image.GetDirection(), (dims, dims))[:used, :used]
+    try:
+        geometry = Geometry.from_lps(
+            size[:used], image.GetOrigin()[:used], image.GetSpacing()[:used],
+            tuple(direction.ravel()),
+        )
+    except GeometryError as error:
+        raise GeometryError(
+            f"{source}: {error.what}", expected=error.expected, got=error.got, cure=error.cure
+        ) from error
+    return geometry, extra * components
+
+
+def _voxels(image: Any, sitk: ModuleType) -> NDArray[Any]:
+    """(C, I, J, K) from a SimpleITK image; a view of the copy that SimpleITK makes."""
+    array = np.asarray(sitk.GetArrayFromImage(image))
+    dims = image.GetDimension()
+    if array.dtype.kind not in "biuf":
+        raise FileError(
+            "voxels", expected="whole or real numbers", got=str(array.dtype),
+            cure="Save the magnitude.",
+        )
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        channels_first = np.moveaxis(array, -1, 0)
+    else:
+        channels_first = array if dims == 4 else array[None]
+    if dims == 2:
+        channels_first = channels_first[:, None]
+    return channels_first.transpose(0, 3, 2, 1)
+
+
+def _check_size(path: Path, reader: Any, sitk: ModuleType) -> None:
+    """Refuse a header that promises more than the file can hold, before memory is taken."""
+    if path.suffix.lower() not in _SINGLE_FILE:
+        return
+    voxels = reader.GetNumberOfComponents()
+    for length in reader.GetSize():
+        voxels *= int(length)
+    if voxels > path.stat().st_size * _MAX_DEFLATE_RATIO:
+        raise FileError(
+            str(path), expected=f"{reader.GetSize()} voxels", got=f"{path.stat().st_size} bytes",
+            cure="Copy or export the file again.",
+        )
+
+
+def _unreadable(path: Path, error: RuntimeError) -> FileError:
+    if not path.exists():
+        return FileError(str(path), expected="a scan", got="no such file")
+    return FileError(
+        str(path), expected="a whole NRRD or MetaImage file", got=_last_line(error),
+        cure="Copy or export it again, with all files that belong to it.",
+    )
+
+
+def _last_line(error: RuntimeError) -> str:
+    """What ITK says went wrong, without its object addresses and source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[-1] if lines else "no reason given"
+    return text.split("): ", 1)[-1]

@@ -1,0 +1,315 @@
+"""NIfTI-1 and NIfTI-2, single files and .hdr/.img pairs, compressed or not.
+
+Geometry comes from the header alone; voxels are read when they are asked for, in the
+file's own number type unless the header scales them. Reference: the NIfTI-1.1 header
+(``nifti1.h``) and nibabel's reading of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import nibabel as nib
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from numpy.typing import NDArray
+
+from medseg.core.errors import FileError, GeometryError
+from medseg.core.geometry import Geometry, Triple
+from medseg.core.scan import NiftiForms, Scan
+
+Header: TypeAlias = nib.Nifti1Header
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".hdr.gz")
+PLACEMENT_FIELDS = (
+    "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
+
+_LOG = logging.getLogger(__name__)
+BROKEN = (OSError, EOFError, zlib.error, ValueError, HeaderDataError, struct.error, OverflowError)
+_GZIP_MAGIC = b"\x1f\x8b"
+# Deflate cannot shrink more than 1032 : 1, so a larger promise is false before memory is taken.
+_MAX_DEFLATE_RATIO = 1032
+_MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
+_MAGIC_OFFSET = {348: 344, 540: 4}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a header says about its voxels."""
+
+    header: Header
+    forms: NiftiForms
+    geometry: Geometry
+    shape: tuple[int, ...]
+    channels: int
+    data_path: Path
+
+
+def looks_like_nifti(head: bytes) -> bool:
+    """Whether the first (decompressed) bytes, at least 348, are a NIfTI or Analyze header."""
+    return _header_size(head) is not None
+
+
+def open_maybe_gzip(path: Path) -> BinaryIO:
+    """Open for reading, decompressing when the content (not the name) is gzip."""
+    stream = path.open("rb")
+    magic = stream.read(2)
+    stream.seek(0)
+    if magic != _GZIP_MAGIC:
+        return stream
+    stream.close()
+    return gzip.open(path, "rb")  # type: ignore[return-value]  # a BinaryIO in all but name
+
+
+def read_nifti(path: Path) -> Scan:
+    """Read a NIfTI file: geometry now, voxels (C, I, J, K) later.
+
+    2D becomes K = 1; a fourth dimension becomes channels, as does the fifth of a vector
+    image (I, J, K, 1, C). A header in metres or microns is converted to mm.
+
+    Raises:
+        FileError: The file is truncated, no NIfTI, or of a type that is no scan (RGB, complex).
+        GeometryError: The header places the voxels nowhere.
+    """
+    stored = _inspect(path)
+    return Scan(
+        stored.geometry,
+        tuple(str(number) for number in range(stored.channels)),
+        lambda: _load(path, stored),
+        source=str(path),
+        forms=stored.forms,
+    )
+
+
+def scan_from_nibabel(image: SpatialImage) -> Scan:
+    """Take a nibabel image as a scan; a NIfTI header's placement goes along.
+
+    Raises:
+        FileError: Its voxels are no scan (RGB, complex, more than four dimensions).
+        GeometryError: Its affine places the voxels nowhere.
+    """
+    source = image.get_filename() or "nibabel image"
+    shape = tuple(int(size) for size in image.shape)
+    header = image.header
+    forms, scale = None, 1.0
+    affine = image.affine
+    if isinstance(header, nib.Nifti1Header):
+        forms = _forms_of(header, shape)
+        scale = _mm_per_unit(header)
+        affine = header.get_best_affine() if affine is None else affine
+    grid, channels = _layout(shape, str(source))
+    _check_type(header.get_data_dtype(), str(source))
+    affine = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
+    return Scan(
+        _geometry(grid, affine, scale, str(source)),
+        tuple(str(number) for number in range(channels)),
+        lambda: _channels_first(_in_own_type(image.dataobj), grid, channels),
+        source=str(source),
+        forms=forms,
+    )
+
+
+def _inspect(path: Path) -> _Stored:
+    raw = read_header(path)
+    data_path = _data_path(path, raw)
+    try:
+        stored_shape = tuple(int(size) for size in raw.get_data_shape())
+        forms = _forms_of(raw, stored_shape)
+        header = raw.copy()
+        header.check_fix(logger=_LOG, error_level=40)
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        dtype = header.get_data_dtype()
+    except BROKEN as error:
+        raise unreadable(path, error) from error
+    grid, channels = _layout(stored_shape, str(path))
+    _check_type(dtype, str(path))
+    _check_size(data_path, header, stored_shape)
+    geometry = _geometry(grid, affine, _mm_per_unit(header), str(path))
+    return _Stored(header, forms, geometry, stored_shape, channels, data_path)
+
+
+def read_header(path: Path) -> Header:
+    """The header as stored, nothing repaired."""
+    path = _header_path(path)
+    try:
+        with open_maybe_gzip(path) as stream:
+            head = stream.read(max(_MAGIC_OFFSET))
+    except BROKEN as error:
+        raise unreadable(path, error) from error
+    size = _header_size(head)
+    if size is None or len(head) < size:
+        raise FileError(
+            str(path), expected="a NIfTI header", got=f"{len(head)} bytes that are none",
+            cure="Copy or export the file again.",
+        )
+    offset = _MAGIC_OFFSET[size]
+    if head[offset : offset + 2] not in (b"n+", b"ni"):
+        raise FileError(
+            str(path), expected="NIfTI", got="Analyze 7.5, which does not say how the patient lies",
+            cure="Convert the original images to NIfTI.",
+        )
+    kind = nib.Nifti1Header if size == 348 else nib.Nifti2Header
+    try:
+        return kind(head[:size], check=False)
+    except BROKEN as error:
+        raise unreadable(path, error) from error
+
+
+def _header_size(head: bytes) -> int | None:
+    for order in "<>":
+        if len(head) >= 348 and struct.unpack(order + "i", head[:4])[0] in _MAGIC_OFFSET:
+            return int(struct.unpack(order + "i", head[:4])[0])
+    return None
+
+
+def _header_path(path: Path) -> Path:
+    name = path.name
+    for data, header in ((".img.gz", ".hdr.gz"), (".img.gz", ".hdr"), (".img", ".hdr")):
+        if name.lower().endswith(data):
+            beside = path.with_name(name[: -len(data)] + header)
+            if beside.exists():
+                return beside
+    return path
+
+
+def _data_path(path: Path, header: Header) -> Path:
+    """The file that holds the voxels: the same, or the .img beside a .hdr."""
+    path = _header_path(path)
+    if header["magic"].item()[:2] == b"n+":
+        return path
+    stem = path.name[: path.name.lower().rindex(".hdr")] if ".hdr" in path.name.lower() else None
+    for suffix in (".img", ".img.gz", ".IMG"):
+        if stem is not None and path.with_name(stem + suffix).is_file():
+            return path.with_name(stem + suffix)
+    raise FileError(
+        str(path), expected=f"its voxels in {stem or path.stem}.img beside it", got="no such file",
+        cure="Copy both files of the pair into one folder.",
+    )
+
+
+def _layout(shape: tuple[int, ...], source: str) -> tuple[Triple, int]:
+    """Split a stored shape into the grid (I, J, K) and the number of channels."""
+    full = (*shape, 1, 1)
+    extra = [size for size in full[3:] if size != 1]
+    if len(shape) < 2 or min(shape) < 1 or len(extra) > 1:
+        raise FileError(
+            source, expected="2D, 3D, or 3D with channels", got=f"shape {shape}",
+            cure="Save one time point or one channel set to a file.",
+        )
+    return (full[0], full[1], full[2]), extra[0] if extra else 1
+
+
+def _check_type(dtype: np.dtype[Any], source: str) -> None:
+    if dtype.kind in "biuf":
+        return
+    colour = dtype.names is not None
+    raise FileError(
+        source, expected="whole or real numbers",
+        got="red-green-blue voxels" if colour else f"voxels of type {dtype}",
+        cure="Save the grey values, or each colour as a channel of a 4D file." if colour
+        else "Save the magnitude.",
+    )
+
+
+def _check_size(path: Path, header: Header, shape: tuple[int, ...]) -> None:
+    """Refuse a header that promises more than the file can hold, before memory is taken."""
+    voxels = 1
+    for size in shape:
+        voxels *= int(size)
+    promised = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize
+    held = path.stat().st_size
+    with path.open("rb") as stream:
+        packed = stream.read(2) == _GZIP_MAGIC
+    if promised > held * (_MAX_DEFLATE_RATIO if packed else 1):
+        raise FileError(
+            str(path), expected=f"{promised} bytes for {shape} voxels", got=f"{held} bytes"
+            + (" compressed" if packed else ""), cure="Copy or export the file again.",
+        )
+
+
+def _geometry(grid: Triple, affine: NDArray[np.float64], mm: float, source: str) -> Geometry:
+    affine = np.array(affine, dtype=np.float64)
+    affine[:3] *= mm
+    if grid[2] == 1 and not affine[:3, 2].any():
+        # 2D files often leave the third axis empty: 1 mm at right angles to the picture.
+        normal = np.cross(affine[:3, 0], affine[:3, 1])
+        length = np.linalg.norm(normal)
+        affine[:3, 2] = normal / length if length else 0.0
+    try:
+        return Geometry(grid, affine)
+    except GeometryError as error:
+        raise GeometryError(
+            f"{source}: {error.what}", expected=error.expected, got=error.got, cure=error.cure
+        ) from error
+
+
+def _forms_of(header: Header, shape: tuple[int, ...]) -> NiftiForms:
+    fields = {
+        name: tuple(float(value) for value in np.atleast_1d(header[name]))
+        for name in PLACEMENT_FIELDS
+    }
+    version = 2 if isinstance(header, nib.Nifti2Header) else 1
+    return NiftiForms(version, fields, tuple(int(size) for size in shape[:3]))
+
+
+def _mm_per_unit(header: Header) -> float:
+    return _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+
+
+def _load(path: Path, stored: _Stored) -> NDArray[Any]:
+    header = stored.header
+    offset = int(header["vox_offset"])
+    slope, inter = header.get_slope_inter()
+    form = (
+        stored.shape, header.get_data_dtype(), offset,
+        1.0 if slope is None else slope, 0.0 if inter is None else inter,
+    )
+    try:
+        with open_maybe_gzip(stored.data_path) as stream:
+            proxy = ArrayProxy(stream, form, mmap=False)
+            array = _in_own_type(proxy)
+            # To the end, so that a damaged or cut gzip is found by its checksum.
+            while stream.read(1 << 20):
+                pass
+    except BROKEN as error:
+        raise unreadable(path, error) from error
+    return _channels_first(array, stored.geometry.shape, stored.channels)
+
+
+def _in_own_type(dataobj: Any) -> NDArray[Any]:
+    """Voxels in their own type and native byte order; float32 or wider where scaled."""
+    read: Callable[[], Any] | None = getattr(dataobj, "get_unscaled", None)
+    array = np.asanyarray(dataobj if read is None else read())
+    native: NDArray[Any] = array.astype(array.dtype.newbyteorder("="), copy=False)
+    slope, inter = getattr(dataobj, "slope", 1.0), getattr(dataobj, "inter", 0.0)
+    if read is None or (slope, inter) == (1.0, 0.0):
+        return native
+    # float32 holds all 16-bit numbers; nibabel's own scaling would double the memory.
+    real = np.result_type(native.dtype, np.float32)
+    scaled = native.astype(real)
+    scaled *= real.type(slope)
+    scaled += real.type(inter)
+    return scaled
+
+
+def _channels_first(array: NDArray[Any], grid: Triple, channels: int) -> NDArray[Any]:
+    return np.moveaxis(array.reshape((*grid, channels), order="F"), -1, 0)
+
+
+def unreadable(path: Path, error: Exception) -> FileError:
+    if isinstance(error, FileNotFoundError):
+        return FileError(str(path), expected="a scan", got="no such file")
+    reason = str(error) or type(error).__name__
+    return FileError(
+        str(path), expected="a whole NIfTI file", got=reason, cure="Copy or export it again."
+    )
