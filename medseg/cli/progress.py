@@ -75,8 +75,14 @@ def _log_lines(title: str) -> Advance:
         if now - last < _LOG_EVERY_S and done < total:
             return
         last = now
-        _log.info("%s: %d of %d, %s left%s", title, done, total,
-                  _time_left(now - started, done, total), f", {note}" if note else "")
+        _log.info(
+            "%s: %d of %d, %s left%s",
+            title,
+            done,
+            total,
+            _time_left(now - started, done, total),
+            f", {note}" if note else "",
+        )
 
     return advance
 

@@ -41,8 +41,10 @@ def read_msd(folder: Path) -> Dataset:
     path = folder / "dataset.json"
     if not path.is_file():
         raise DatasetError(
-            str(folder), expected="a folder with dataset.json, imagesTr and labelsTr",
-            got=_what_is_there(folder), cure="Give the folder that holds dataset.json.",
+            str(folder),
+            expected="a folder with dataset.json, imagesTr and labelsTr",
+            got=_what_is_there(folder),
+            cure="Give the folder that holds dataset.json.",
         )
     raw = _read_json(path)
     if not isinstance(raw, dict):
@@ -89,8 +91,10 @@ def _channels(raw: dict[str, Any], *, path: Path) -> tuple[str, ...]:
     numbers = sorted(given, key=_number) if isinstance(given, dict) else []
     if not numbers or [_number(key) for key in numbers] != list(range(len(numbers))):
         raise DatasetError(
-            f"{path}, key 'modality'", expected='channels from 0, for example {"0": "CT"}',
-            got=json.dumps(given)[:80], cure="State what each channel is: CT, MR, ...",
+            f"{path}, key 'modality'",
+            expected='channels from 0, for example {"0": "CT"}',
+            got=json.dumps(given)[:80],
+            cure="State what each channel is: CT, MR, ...",
         )
     return tuple(str(given[key]) for key in numbers)
 
@@ -120,20 +124,26 @@ def _labels(raw: dict[str, Any], *, path: Path) -> LabelSet:
     where = f"{path}, key 'labels'"
     if not isinstance(given, dict) or not given:
         raise DatasetError(
-            where, expected='value and name, for example {"0": "background", "1": "liver"}',
-            got=json.dumps(given)[:80], cure="Name every value that the masks hold.",
+            where,
+            expected='value and name, for example {"0": "background", "1": "liver"}',
+            got=json.dumps(given)[:80],
+            cure="Name every value that the masks hold.",
         )
     names: dict[int, str] = {}
     for key, entry in given.items():
         value, name = (key, entry) if str(key).isdecimal() else (entry, key)
         if isinstance(value, bool) or not str(value).isdecimal() or not isinstance(name, str):
             raise DatasetError(
-                where, expected="one whole number and one name per label",
-                got=json.dumps({key: entry})[:80], cure="Merge labels with --labels instead.",
+                where,
+                expected="one whole number and one name per label",
+                got=json.dumps({key: entry})[:80],
+                cure="Merge labels with --labels instead.",
             )
         if value is entry and name.casefold() == "ignore":
             raise DatasetError(
-                where, expected="labels of structures", got="an 'ignore' label",
+                where,
+                expected="labels of structures",
+                got="an 'ignore' label",
                 cure="Regions to be ignored are not supported; give them a value of their own.",
             )
         if int(value) in names:
@@ -144,7 +154,9 @@ def _labels(raw: dict[str, Any], *, path: Path) -> LabelSet:
     except (LabelError, ValueError) as error:
         got = getattr(error, "got", "") or str(error).splitlines()[0]
         raise DatasetError(
-            where, expected="values 1 to 65535 with a name of its own each", got=got,
+            where,
+            expected="values 1 to 65535 with a name of its own each",
+            got=got,
             cure='For example {"0": "background", "1": "liver"}.',
         ) from error
 
@@ -153,15 +165,19 @@ def _cases(raw: dict[str, Any], *, folder: Path, path: Path) -> tuple[Case, ...]
     entries = raw.get("training")
     if not isinstance(entries, list) or not entries:
         raise DatasetError(
-            f"{path}, key 'training'", expected="a list of cases",
-            got="none" if not entries else type(entries).__name__, cure=f"For example {_EXAMPLE}.",
+            f"{path}, key 'training'",
+            expected="a list of cases",
+            got="none" if not entries else type(entries).__name__,
+            cure=f"For example {_EXAMPLE}.",
         )
     cases = tuple(_case(entry, folder=folder, path=path) for entry in entries)
     twice = [case_id for case_id, count in Counter(c.id for c in cases).items() if count > 1]
     if twice:
         raise DatasetError(
-            f"{path}, key 'training'", expected="a name of its own for each image",
-            got=f"more than one case {listing(twice)}", cure="Rename the files or drop the doubles.",
+            f"{path}, key 'training'",
+            expected="a name of its own for each image",
+            got=f"more than one case {listing(twice)}",
+            cure="Rename the files or drop the doubles.",
         )
     return cases
 
@@ -172,12 +188,16 @@ def _case(entry: object, *, folder: Path, path: Path) -> Case:
         entry = {"image": entry, "label": f"labelsTr/{name}"}
     if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
         raise DatasetError(
-            f"{path}, key 'training'", expected="an image and a label per case",
-            got=json.dumps(entry)[:80], cure=f"For example {_EXAMPLE}.",
+            f"{path}, key 'training'",
+            expected="an image and a label per case",
+            got=json.dumps(entry)[:80],
+            cure=f"For example {_EXAMPLE}.",
         )
     if not isinstance(entry.get("label"), str):
         raise DatasetError(
-            f"{path}, case {entry['image']}", expected="a label file", got="none",
+            f"{path}, case {entry['image']}",
+            expected="a label file",
+            got="none",
             cure='Add "label" to the case, or move the case to "test".',
         )
     image = _inside(entry["image"], folder=folder, path=path)
@@ -193,13 +213,17 @@ def _inside(text: str, *, folder: Path, path: Path) -> Path:
     relative = Path(os.path.normpath(text.replace("\\", "/")))
     if relative.is_absolute() or relative.drive or ".." in relative.parts:
         raise DatasetError(
-            f"{path}, file {text}", expected="a path inside the dataset's folder",
-            got="one that leads out of it", cure="Move the file into the folder.",
+            f"{path}, file {text}",
+            expected="a path inside the dataset's folder",
+            got="one that leads out of it",
+            cure="Move the file into the folder.",
         )
     file = folder / relative
     if not file.is_file():
         raise DatasetError(
-            f"{path}, file {text}", expected="the file that is listed", got="no such file",
+            f"{path}, file {text}",
+            expected="the file that is listed",
+            got="no such file",
             cure="Restore the file, or take the case out of dataset.json.",
         )
     return file
@@ -222,7 +246,8 @@ def _split(entry: object, *, number: int, path: Path) -> Split:
         side = found[0] if found else None
         if not isinstance(side, list) or not all(isinstance(case_id, str) for case_id in side):
             raise DatasetError(
-                f"{path}, fold {number}", expected='lists of case ids under "train" and "val"',
+                f"{path}, fold {number}",
+                expected='lists of case ids under "train" and "val"',
                 got=json.dumps(entry)[:80],
             )
         sides.append(tuple(side))

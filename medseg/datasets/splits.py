@@ -30,8 +30,10 @@ def folds(dataset: Dataset, *, seed: int) -> tuple[Split, ...]:
         groups.setdefault(f"group {case.group}" if case.group else case.id, []).append(case.id)
     if len(groups) < 2:
         raise DatasetError(
-            f"dataset '{dataset.name}'", expected="at least two cases of different groups",
-            got=f"{len(dataset.cases)} in {len(groups)}", cure="Use --fold all-data.",
+            f"dataset '{dataset.name}'",
+            expected="at least two cases of different groups",
+            got=f"{len(dataset.cases)} in {len(groups)}",
+            cure="Use --fold all-data.",
         )
     parts: list[list[str]] = [[] for _ in range(min(FOLDS, len(groups)))]
     # Large groups first, so that the parts come out even.
@@ -55,7 +57,8 @@ def split_for(dataset: Dataset, fold: str, seed: int) -> Split:
     made = folds(dataset, seed=seed)
     if not fold.isdecimal() or int(fold) >= len(made):
         raise DatasetError(
-            f"--fold {fold}", expected=f"0 to {len(made) - 1}, or all-data",
+            f"--fold {fold}",
+            expected=f"0 to {len(made) - 1}, or all-data",
             got=f"a fold that dataset '{dataset.name}' does not have",
         )
     return made[int(fold)]
@@ -88,13 +91,17 @@ def _check(split: Split, dataset: Dataset, *, number: int) -> None:
     unknown = sorted({*split.train, *split.validation} - known)
     if unknown:
         raise DatasetError(
-            where, expected="ids of cases in dataset.json", got=f"unknown {listing(unknown)}",
+            where,
+            expected="ids of cases in dataset.json",
+            got=f"unknown {listing(unknown)}",
             cure="An id is the image's file name without its suffix.",
         )
     both = sorted(set(split.train) & set(split.validation))
     if both:
         raise DatasetError(
-            where, expected="each case on one side", got=f"on both sides {listing(both)}",
+            where,
+            expected="each case on one side",
+            got=f"on both sides {listing(both)}",
             cure="Take them out of one of the two lists.",
         )
     if not split.train:

@@ -99,9 +99,7 @@ def _missing_for_speed(cuda: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             cure = "with an NVIDIA GPU, install a CUDA build: https://pytorch.org/get-started"
         return {"CUDA": {"needed": False, "for": "training and predicting fast", "cure": cure}}
     if find_spec("triton") is None:
-        return {
-            "triton": {"needed": False, "for": "torch.compile", "cure": "pip install triton"}
-        }
+        return {"triton": {"needed": False, "for": "torch.compile", "cure": "pip install triton"}}
     return {}
 
 

@@ -33,7 +33,9 @@ def info(path: str | Path) -> dict[str, Any]:
             return {"kind": "model", **read_package_info(folder)}
     if path.is_dir():
         raise FileError(
-            str(path), expected="a scan, or a folder with model.json", got="another folder",
+            str(path),
+            expected="a scan, or a folder with model.json",
+            got="another folder",
             cure="Give one scan file, or the folder `model` of a training run.",
         )
     return _scan_info(path)
