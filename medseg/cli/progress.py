@@ -31,8 +31,8 @@ def progress_bar(title: str) -> Iterator[Advance]:
     """Show how far a piece of work is.
 
     Yields:
-        A function of (done, total, note) to be called after each step, from any thread. Where stderr is
-        no terminal it writes a log line every 30 seconds and at the end instead.
+        A function of (done, total, note) to be called after each step, from any thread. Where
+        stderr is no terminal it writes a log line every 30 seconds and at the end instead.
     """
     if stderr_console().is_terminal:
         with _bar(title) as advance:

@@ -21,7 +21,7 @@ from medseg.io.formats import case_name
 _EXAMPLE = '"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]'
 _CT = {"ct", "cta", "cect", "ncct", "hu"}
 _MR = {
-    "mr", "mri", "t1", "t1w", "t1c", "t1ce", "t1gd", "t1gd", "t2", "t2w", "flair", "adc", "dwi",
+    "mr", "mri", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "adc", "dwi",
     "pd", "swi", "bold", "cine",
 }  # fmt: skip
 

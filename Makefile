@@ -1,0 +1,43 @@
+# medseg on a fresh machine: `make demo` and `make test`. Nothing is installed outside .venv.
+#
+#   make setup                    .venv with medseg and its tools; a torch that is there is kept
+#   make setup PYTHON=python3.12  with another Python (3.11 or newer)
+#   make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#                                 Linux without a GPU: the CPU build, 10 times smaller
+#
+# Paths are relative and recipes run in /bin/sh, so that any shell and any folder name will do.
+
+SHELL = /bin/sh
+PYTHON ?= python3
+TORCH ?=
+PY = .venv/bin/python
+STAMP = .venv/medseg-installed
+
+.PHONY: help setup demo test acceptance clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh
+	@PYTHON='$(PYTHON)' TORCH='$(TORCH)' sh scripts/setup.sh
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@sh scripts/demo.sh
+
+test: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+acceptance: $(STAMP)
+	$(PY) acceptance/run.py
+
+clean:
+	rm -rf .venv demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
