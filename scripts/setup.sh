@@ -41,6 +41,10 @@ else
     .venv/bin/python -m pip install ${TORCH:-$(grep '^torch==' constraints.txt)}
     kept=$(torch_of .venv/bin/python)
 fi
+if ! .venv/bin/python -c 'import sys; sys.exit(tuple(map(int, sys.argv[1].split(".")[:2])) < (2, 6))' "$kept"; then
+    echo "error: expected torch 2.6 or newer, got $kept. Update it, or take another Python: make clean setup PYTHON=..." >&2
+    exit 2
+fi
 # The pinned torch gives way to the one that is there; the other versions stay as tested.
 { grep -v '^torch==' constraints.txt; echo "torch==$kept"; } >.venv/constraints.txt
 # A path for --constraint must hold no space on some versions of pip; this one is relative.
