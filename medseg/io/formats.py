@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.core.errors import FileError, LabelError
+from medseg.core.labels import LabelSet
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.io.image2d import IMAGE_SUFFIXES, looks_like_image, read_image, write_image_mask
 from medseg.io.itk import ITK_SUFFIXES, looks_like_itk, read_itk, write_itk_mask
 from medseg.io.nifti import NIFTI_SUFFIXES, looks_like_nifti, open_maybe_gzip, read_nifti
-from medseg.io.nifti_mask import write_nifti_mask
+from medseg.io.nifti_mask import read_nifti_label_names, write_nifti_mask
 
 _LOG = logging.getLogger(__name__)
 
@@ -120,6 +121,16 @@ def write_mask(path: str | Path, prediction: Prediction) -> None:
             return
     known = ", ".join(suffix for row in FORMATS for suffix in row.written)
     raise FileError(str(path), expected=f"a mask named {known}", got=f"'{path.name}'")
+
+
+def read_label_names(path: str | Path) -> LabelSet | None:
+    """Read the label names and colours that a mask file holds; None when it holds none.
+
+    Raises:
+        FileError: The file is missing, damaged, or of no known format.
+    """
+    path = Path(path)
+    return read_nifti_label_names(path) if _format_of(path).read is read_nifti else None
 
 
 def case_name(path: str | Path) -> str:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from medseg.core.errors import FileError, GeometryError
 from medseg.core.geometry import Geometry
-from medseg.core.optional import require
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.io.atomic import whole_file
@@ -99,7 +98,10 @@ def write_itk_mask(path: Path, prediction: Prediction) -> None:
 
 
 def _sitk() -> ModuleType:
-    return require("SimpleITK", extra="all", feature="NRRD, MetaImage and SimpleITK images")
+    import SimpleITK
+
+    module: ModuleType = SimpleITK
+    return module
 
 
 def _numbered(channels: int) -> tuple[str, ...]:

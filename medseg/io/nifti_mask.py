@@ -88,13 +88,12 @@ def _serialise(image: Image, stream: Any) -> None:
     stream.write(np.asarray(image.dataobj).tobytes(order="F"))
 
 
-def read_label_names(path: str | Path) -> LabelSet | None:
+def read_nifti_label_names(path: Path) -> LabelSet | None:
     """Read the label names and colours from a NIfTI mask's header; None when it has none.
 
     Raises:
         FileError: The file is not there, or no NIfTI.
     """
-    path = Path(path)
     header = read_header(path)
     start = int(header["sizeof_hdr"])
     end = max(start, int(header["vox_offset"]))
