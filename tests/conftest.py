@@ -1,0 +1,61 @@
+"""What all tests share: real data where it is, no GPU test without a GPU, one thread, fixed chance."""
+
+from __future__ import annotations
+
+import os
+
+# Two test processes on two cores: more threads than that only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+_ROOT = Path(__file__).parents[1]
+
+settings.register_profile("medseg", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("medseg")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """Find a folder of real scans by name; the test is skipped where it is absent.
+
+    They lie in the folder that MEDSEG_TEST_DATA names, else in ``shared/data`` beside the
+    project, and are no part of it.
+    """
+    root = Path(os.environ.get("MEDSEG_TEST_DATA", _ROOT.parent / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        if not (root / name).is_dir():
+            pytest.skip(f"real data '{name}' is not here (see MEDSEG_TEST_DATA)")
+        return root / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The project's top folder."""
+    return _ROOT
+
+
+@pytest.fixture(autouse=True)
+def _fixed_chance() -> None:
+    # For third-party code alone: ours takes its seed as an argument.
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked ``gpu`` where CUDA is not there."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
