@@ -19,9 +19,9 @@ from medseg.io.nifti import BROKEN, open_maybe_gzip, read_header, unreadable
 
 Image: TypeAlias = nib.Nifti1Image
 
-# On a mask of 512 x 512 x 300 with 24 labels level 1 writes 4 times as fast as level 6 and
-# the file grows by a quarter.
-_GZIP_LEVEL = 1
+# Measured on masks of 74 and 6 million voxels: level 3 is about as fast as level 1 and
+# writes 10 to 34 % less; level 6 takes 2.5 times as long.
+_GZIP_LEVEL = 3
 _LABEL_INTENT = 1002
 
 
