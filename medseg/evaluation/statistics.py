@@ -74,6 +74,6 @@ def _label_means(
     sums = weights @ np.where(defined, table, 0.0)
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     labels = (counts > 0).sum(axis=1)
-    return np.divide(
-        means.sum(axis=1), labels, out=np.full(len(labels), np.nan), where=labels > 0
-    )
+    overall: NDArray[np.float64] = np.full(len(labels), np.nan)
+    np.divide(means.sum(axis=1), labels, out=overall, where=labels > 0)
+    return overall

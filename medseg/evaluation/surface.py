@@ -100,8 +100,9 @@ def label_surface_distances(
             continue
         box = _union(first, second)
         # A crop may be one voxel thin where the image is not: the axes are the image's.
-        yield value, _distances(
-            prediction[box] == value, reference[box] == value, spacing_mm, axes=axes
+        yield (
+            value,
+            _distances(prediction[box] == value, reference[box] == value, spacing_mm, axes=axes),
         )
 
 
@@ -145,8 +146,8 @@ def _distances(
     if not (len(points[0]) and len(points[1])):
         return None
     return SurfaceDistances(
-        to_reference_mm=KDTree(points[1]).query(points[0])[0],
-        to_prediction_mm=KDTree(points[0]).query(points[1])[0],
+        to_reference_mm=np.asarray(KDTree(points[1]).query(points[0])[0]),
+        to_prediction_mm=np.asarray(KDTree(points[0]).query(points[1])[0]),
     )
 
 

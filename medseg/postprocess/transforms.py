@@ -60,7 +60,9 @@ class KeepLargestRegiond(MapTransform):
         )
         if array.ndim not in (3, 4) or array.shape[0] != 1:
             raise InputError(
-                "label map", expected="shape (1, I, J, K) or (1, I, J)", got=str(array.shape),
+                "label map",
+                expected="shape (1, I, J, K) or (1, I, J)",
+                got=str(array.shape),
                 cure="Use AsDiscreted(argmax=True) before this step.",
             )
         volume = array[0] if array.ndim == 4 else array[0][..., None]

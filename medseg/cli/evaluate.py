@@ -1,0 +1,170 @@
+"""``medseg evaluate``"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medseg.cli.progress import progress_bar, stderr_console
+from medseg.core.errors import FileError, InputError
+
+_SOME_FAILED = 3
+
+
+def evaluate_command(
+    predictions: Annotated[Path, typer.Argument(help="Folder of masks, or one mask.")],
+    references: Annotated[
+        Path, typer.Argument(help="Folder of reference masks (a dataset's labelsTr), or one.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for metrics.json, metrics.csv and worst.png."),
+    ] = None,
+    tolerance_mm: Annotated[
+        float, typer.Option(min=0.0, help="How far a border may be off for NSD, in mm.")
+    ] = 1.0,
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing", help="Leave references without a prediction out (else they score 0)."
+        ),
+    ] = False,
+    cases: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE[:FOLD]",
+            help="Only these cases: a text file with an id per line, or the validation cases of "
+            "a fold of a splits.json, for example splits.json:0.",
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="What to score, for example liver=1+2,spleen.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the scans, to draw them under the masks.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cases scored at once; one per core by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """Compare masks with references: Dice, IoU, HD95 and surface Dice (NSD).
+
+    Masks are paired by their path below the folder. A label in neither mask of a case is
+    left out there; a label in one mask only scores 0, and its HD95 is undefined.
+
+    Example: medseg evaluate masks sample_data/abdomen/labelsTr --out evaluation
+    """
+    from medseg.workflows.evaluate import evaluate
+
+    with progress_bar("evaluate") as progress:
+        result = evaluate(
+            predictions, references, out, tolerance_mm=tolerance_mm, allow_missing=allow_missing,
+            cases=None if cases is None else read_case_ids(cases), labels=labels, images=images,
+            workers=workers, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _show_table(result)
+        if out is not None:
+            typer.echo(f"Written: {out}")
+    _tell_problems(result, allow_missing=allow_missing)
+    if result["failed"] or (result["missing"] and not allow_missing):
+        raise typer.Exit(_SOME_FAILED)
+
+
+def read_case_ids(text: str) -> list[str]:
+    """Read case ids from ``FILE`` (an id per line) or ``splits.json:FOLD``.
+
+    Raises:
+        FileError: There is no such file, or it is not of either kind.
+        InputError: It names no case, or the fold is not there.
+    """
+    name, colon, fold = text.rpartition(":")
+    if not (colon and fold.isdecimal()):
+        name, fold = text, ""
+    path = Path(name)
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(
+            f"--cases {path}", expected="a text file of case ids, or splits.json:FOLD",
+            got=getattr(error, "strerror", None) or "a file that is not text",
+        ) from error  # fmt: skip
+    is_split = path.suffix == ".json"
+    ids = _fold_ids(content, fold or "0", path=path) if is_split else content.splitlines()
+    found = [line.strip() for line in ids if line.strip()]
+    if not found:
+        raise InputError(f"--cases {path}", expected="at least one case id", got="none")
+    return found
+
+
+def _fold_ids(content: str, fold: str, *, path: Path) -> list[str]:
+    """The validation cases of a fold in a ``splits.json``."""
+    try:
+        folds = json.loads(content)
+    except ValueError as error:
+        raise FileError(f"--cases {path}", expected="JSON", got=str(error)) from error
+    if not isinstance(folds, list) or int(fold) >= len(folds):
+        count = len(folds) if isinstance(folds, list) else 0
+        raise InputError(
+            f"--cases {path}:{fold}", expected=f"a list of folds that has number {fold}",
+            got=f"{count} folds",
+        )  # fmt: skip
+    chosen = folds[int(fold)]
+    ids = chosen.get("val", chosen.get("validation")) if isinstance(chosen, dict) else None
+    if not isinstance(ids, list) or not all(isinstance(case, str) for case in ids):
+        raise FileError(
+            f"--cases {path}:{fold}", expected='a list of case ids under "val"', got="none"
+        )
+    return ids
+
+
+def _show_table(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("label", title="Mean over cases, with its 95 % interval", title_justify="left")
+    for head in ("Dice", "IoU", "HD95 mm", "NSD", "cases", "left out"):
+        table.add_column(head, justify="right")
+    for row in result["labels"].values():
+        # Names come from files: they are text, never markup.
+        name = str(row["name"]).replace("[", "\\[")
+        table.add_row(name, *_figures(row), str(row["cases"]), str(row["left_out"]))
+    table.add_section()
+    table.add_row("mean", *_figures(result["mean"]), str(len(result["cases"])), "", style="bold")
+    Console().print(table)
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    return [
+        _figure(row[metric], row[f"{metric}_interval"], digits=2 if metric == "hd95_mm" else 3)
+        for metric in ("dice", "iou", "hd95_mm", "nsd")
+    ]
+
+
+def _figure(value: float | None, interval: list[float | None], *, digits: int) -> str:
+    if value is None:
+        return "-"
+    low, high = interval
+    ends = "" if low is None or high is None else f" ({low:.{digits}f}-{high:.{digits}f})"
+    return f"{value:.{digits}f}{ends}"
+
+
+def _tell_problems(result: dict[str, Any], *, allow_missing: bool) -> None:
+    # Every failed case has been told in the log as it came.
+    lines = [f"{len(result['failed'])} cases failed."] if result["failed"] else []
+    if result["missing"]:
+        fate = "left out" if allow_missing else "scored 0"
+        lines.append(
+            f"{len(result['missing'])} references without a prediction, {fate}: "
+            f"{', '.join(result['missing'][:5])}{' ...' if len(result['missing']) > 5 else ''}"
+        )
+    if result["unpaired"]:
+        lines.append(f"{len(result['unpaired'])} predictions without a reference.")
+    for line in lines:
+        stderr_console().print(line, markup=False, highlight=False)
