@@ -16,7 +16,7 @@ for case in $held_out; do
     set -- "$@" "$data/imagesTr/$case.nii.gz"
 done
 medseg predict demo/run/model "$@" --out demo/masks
-medseg evaluate demo/masks "$data/labelsTr" --split "$data/splits.json:0" \
+medseg evaluate demo/masks "$data/labelsTr" --cases "$data/splits.json:0" \
     --images "$data/imagesTr" --out demo/evaluation
 
 echo

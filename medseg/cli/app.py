@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from medseg.cli.doctor import doctor_command
+from medseg.cli.evaluate import evaluate_command
 from medseg.cli.info import info_command
 from medseg.core.errors import Interrupted, MedsegError
 
@@ -34,6 +35,7 @@ app = typer.Typer(
     name="medseg", help=_ABOUT, no_args_is_help=True, add_completion=False,
     pretty_exceptions_enable=False,
 )  # fmt: skip
+app.command("evaluate")(evaluate_command)
 app.command("info")(info_command)
 app.command("doctor")(doctor_command)
 
