@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medseg.core.errors import LabelError
 
@@ -57,7 +57,8 @@ class LabelSet(BaseModel):
     Inside a network labels are class indices: 0 for background, n for the n-th label.
 
     Raises:
-        LabelError: Two labels share a value or a name (through :meth:`from_names`).
+        LabelError: Two labels share a value or a name, or one is impossible (through
+            :meth:`from_names`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,12 +85,19 @@ class LabelSet(BaseModel):
         twice = sorted({name for _, name in rows if [n for _, n in rows].count(name) > 1})
         if twice:
             raise LabelError("labels", expected="a name of its own for each", got=f"twice {twice}")
-        return cls(
-            labels=tuple(
-                Label(value=value, name=name, colour=palette_colour(position), sources=(value,))
-                for position, (value, name) in enumerate(rows)
+        try:
+            return cls(
+                labels=tuple(
+                    Label(value=value, name=name, colour=palette_colour(position), sources=(value,))
+                    for position, (value, name) in enumerate(rows)
+                )
             )
-        )
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise LabelError(
+                "labels", expected="values from 1 to 65535 and names of 1 to 200 characters",
+                got=f"{wrong['input']!r:.80} as a {wrong['loc'][-1]}",
+            ) from error
 
     @property
     def values(self) -> tuple[int, ...]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import struct
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import nibabel as nib
 import numpy as np
 
 from medseg.core.labels import LabelSet
 from medseg.core.results import Prediction
+from medseg.core.scan import NiftiForms
 from medseg.io.atomic import whole_file
 from medseg.io.label_table import ECODE_CARET, from_caret_xml, to_caret_xml
-from medseg.io.nifti import BROKEN, open_maybe_gzip, read_header, unreadable
+from medseg.io.nifti import BROKEN, Header, open_maybe_gzip, read_header, unreadable
 
 Image: TypeAlias = nib.Nifti1Image
 
@@ -23,20 +25,21 @@ Image: TypeAlias = nib.Nifti1Image
 # writes 10 to 34 % less; level 6 takes 2.5 times as long.
 _GZIP_LEVEL = 3
 _LABEL_INTENT = 1002
+# What nibabel repairs in a scan's header was said when the scan was read.
+_QUIET = logging.getLogger(f"{__name__}.repair")
+_QUIET.disabled = True
 
 
 def to_nibabel(prediction: Prediction) -> Image:
     """Put a mask into a nibabel image: shape and placement exactly as the scan's.
 
-    With the scan's NIfTI forms the placement fields are repeated bit for bit; without,
-    qform and sform (code 1, scanner) are written from the geometry in mm.
+    With the scan's NIfTI forms the placement fields are repeated (save for values that
+    nibabel itself must repair to read them); without, qform and sform (code 1, scanner)
+    are written from the geometry in mm.
     """
     forms, geometry = prediction.forms, prediction.geometry
     shape = geometry.shape if forms is None else forms.grid_shape
-    version = 2 if max(shape) > np.iinfo(np.int16).max else 1
-    if forms is not None:
-        version = max(version, forms.version)
-    header = nib.Nifti2Header() if version == 2 else nib.Nifti1Header()
+    header = _new_header(shape, forms)
     header.set_data_dtype(prediction.labels.dtype)
     header.set_data_shape(shape)
     if forms is None:
@@ -44,15 +47,14 @@ def to_nibabel(prediction: Prediction) -> Image:
         header.set_qform(geometry.affine_ras, code=1)
         header.set_sform(geometry.affine_ras, code=1)
     else:
-        for name, values in forms.fields.items():
-            header[name] = values if len(values) > 1 else values[0]
-    header["scl_slope"], header["scl_inter"] = 1.0, 0.0
+        _repeat(forms, header)
+        header.check_fix(logger=_QUIET, error_level=40)
     header["cal_min"], header["cal_max"] = 0.0, float(max(prediction.label_set.values))
     header["intent_code"] = _LABEL_INTENT
     header["descrip"] = b"medseg"
-    kind = nib.Nifti2Image if version == 2 else nib.Nifti1Image
-    # No affine: given one, nibabel may rewrite the forms that were just set.
-    image = kind(prediction.labels.reshape(shape), None, header)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    # The header's own affine: given any other, nibabel would rewrite the forms.
+    image = kind(prediction.labels.reshape(shape), header.get_best_affine(), header)
     content = to_caret_xml(prediction.label_set)
     image.header.extensions.append(nib.nifti1.Nifti1Extension(ECODE_CARET, content))
     return image
@@ -64,28 +66,44 @@ def write_nifti_mask(path: Path, prediction: Prediction) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    image = to_nibabel(prediction)
+    head = _head(to_nibabel(prediction).header, prediction.forms)
+    body = prediction.labels.tobytes(order="F")
     with whole_file(path) as temporary, temporary.open("wb") as raw:
-        if not path.name.lower().endswith(".gz"):
-            _serialise(image, raw)
-            return
-        # No name and no time inside, so that equal masks are equal files.
-        with gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as stream:
-            _serialise(image, stream)
+        if path.name.lower().endswith(".gz"):
+            # No name and no time inside, so that equal masks are equal files.
+            with gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as packed:
+                packed.write(head)
+                packed.write(body)
+        else:
+            raw.write(head)
+            raw.write(body)
 
 
-def _serialise(image: Image, stream: Any) -> None:
-    header = image.header.copy()
+def _new_header(shape: tuple[int, ...], forms: NiftiForms | None) -> Header:
+    version = 1 if forms is None else forms.version
+    # NIfTI-1 counts voxels in 16 bits.
+    large = max(shape) > np.iinfo(np.int16).max
+    return nib.Nifti2Header() if version == 2 or large else nib.Nifti1Header()
+
+
+def _repeat(forms: NiftiForms, header: Header) -> None:
+    for name, values in forms.fields.items():
+        header[name] = values if len(values) > 1 else values[0]
+
+
+def _head(image_header: Header, forms: NiftiForms | None) -> bytes:
+    """All that stands before the voxels: header, raw placement fields, label table."""
+    header = image_header.copy()
+    if forms is not None:
+        _repeat(forms, header)
     extensions = io.BytesIO()
     header.extensions.write_to(extensions, False)
-    magic = b"n+2" if isinstance(header, nib.Nifti2Header) else b"n+1"
-    header["magic"] = magic + header["magic"].item()[3:]
-    # The four bytes after the header say that extensions follow; each is a multiple of 16.
+    # Four bytes after the header say that extensions follow; voxels begin at a multiple of 16.
     padding = -(header.sizeof_hdr + 4) % 16
     header["vox_offset"] = header.sizeof_hdr + 4 + extensions.tell() + padding
+    header["magic"] = header.single_magic
     header["scl_slope"], header["scl_inter"] = 1.0, 0.0
-    stream.write(header.binaryblock + b"\1\0\0\0" + extensions.getvalue() + bytes(padding))
-    stream.write(np.asarray(image.dataobj).tobytes(order="F"))
+    return bytes(header.binaryblock) + b"\1\0\0\0" + extensions.getvalue() + bytes(padding)
 
 
 def read_nifti_label_names(path: Path) -> LabelSet | None:
