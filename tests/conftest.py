@@ -7,8 +7,9 @@ import os
 # Two test processes on two cores: more threads than that only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,17 @@ def _fixed_chance() -> None:
     # For third-party code alone: ours takes its seed as an argument.
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
+
+
+@pytest.fixture(autouse=True)
+def _quiet_log() -> Iterator[None]:
+    """Undo what the command line does to the log, so that the next test sees its warnings."""
+    log = logging.getLogger("medseg")
+    before = log.handlers, log.propagate, log.level
+    yield
+    log.handlers, log.propagate = before[:2]
+    log.setLevel(before[2])
+    logging.captureWarnings(False)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
