@@ -17,6 +17,8 @@ import typer
 from medseg.cli.doctor import doctor_command
 from medseg.cli.evaluate import evaluate_command
 from medseg.cli.info import info_command
+from medseg.cli.predict import predict_command
+from medseg.cli.train import train_command
 from medseg.core.errors import Interrupted, MedsegError
 
 DONE, OUR_FAULT, COULD_NOT_START, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130
@@ -35,6 +37,8 @@ app = typer.Typer(
     name="medseg", help=_ABOUT, no_args_is_help=True, add_completion=False,
     pretty_exceptions_enable=False,
 )  # fmt: skip
+app.command("train")(train_command)
+app.command("predict")(predict_command)
 app.command("evaluate")(evaluate_command)
 app.command("info")(info_command)
 app.command("doctor")(doctor_command)

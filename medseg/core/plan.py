@@ -82,7 +82,7 @@ class NetworkPlan(_Frozen):
     spatial_dims: Literal[2, 3]
     in_channels: int = Field(ge=1)
     classes: int = Field(ge=2, description="Labels and background.")
-    features: tuple[int, ...] = Field(min_length=1, description="Channels of each stage.")
+    features: tuple[int, ...] = Field(min_length=2, description="Channels of each stage.")
     strides: tuple[Triple, ...] = Field(description="Step into each stage; (1, 1, 1) first.")
     kernels: tuple[Triple, ...] = Field(description="Kernel of each stage.")
     convolutions: int = Field(default=2, ge=1, description="Convolutions per stage.")

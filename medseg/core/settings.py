@@ -92,12 +92,12 @@ class TrainSettings(BaseModel):
             if not equals or not key:
                 raise SettingsError("--set", expected="key=value", got=repr(pair))
             _place(merged, key.strip(), _parse(text))
-        merged.update({key: value for key, value in stated.items() if value is not None})
-        if stated.get("budget_s") is not None and stated.get("epochs") is None:
-            merged.pop("epochs", None)
-        elif stated.get("epochs") is not None and stated.get("budget_s") is None:
-            merged.pop("budget", None)
-            merged.pop("budget_s", None)
+        given = {key: value for key, value in stated.items() if value is not None}
+        # What is stated outright also replaces the other way to say how long a run is.
+        for ours, other in (({"budget", "budget_s"}, {"epochs"}), ({"epochs"}, {"budget", "budget_s"})):
+            if ours & set(given) and not other & set(given):
+                merged = {key: value for key, value in merged.items() if key not in other}
+        merged.update(given)
         if "budget" in merged:
             merged["budget_s"] = seconds(merged.pop("budget"))
         unknown = sorted(set(merged) - set(cls.model_fields))

@@ -1,0 +1,52 @@
+"""``medseg predict``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg.cli.progress import progress_bar
+
+
+def predict_command(
+    model: Annotated[Path, typer.Argument(help="RUN/model of a finished training.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the masks.")],
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(help="Scans, or folders of them.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="Keep only these, e.g. liver,spleen.")
+    ] = None,
+    cases: Annotated[
+        Path | None, typer.Option("--cases", help="CSV table: case, and a column per channel.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Segment scans: DIR/<case>.nii.gz in each scan's own geometry, with a JSON sidecar.
+
+    A case that fails does not stop the others; the exit code is then 3.
+
+    Example: medseg predict runs/hippocampus/model scans/ --out masks/
+    """
+    from medseg.workflows.predict import predict
+
+    names = None if labels is None else [name for name in labels.split(",") if name.strip()]
+    with progress_bar("Segmenting") as progress:
+        summary = predict(
+            model, inputs or [], out, device=device, labels=names, cases=cases, progress=progress
+        )
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        count = len(summary["done"])
+        typer.echo(f"{count} masks in {out}, {summary['seconds']:.1f} s")
+        for case, reason in summary["failed"].items():
+            typer.echo(f"failed: {case}: {reason}", err=True)
+    if summary["failed"]:
+        raise typer.Exit(3)

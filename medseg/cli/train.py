@@ -1,0 +1,134 @@
+"""``medseg train``."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medseg.cli.progress import progress_bar, stderr_console
+
+if TYPE_CHECKING:
+    from medseg.cli.progress import Advance
+
+_PHASES = {
+    "check": "Checking cases", "fingerprint": "Reading intensities", "preprocess": "Preprocessing",
+    "train": "Training", "validate": "Validating",
+}  # fmt: skip
+
+
+def train_command(
+    dataset: Annotated[Path, typer.Argument(help="Folder with dataset.json, imagesTr, labelsTr.")],
+    out: Annotated[Path, typer.Option("--out", help="Run folder; the model goes to RUN/model.")],
+    config: Annotated[
+        str | None, typer.Option("--config", help="A preset (default, fast ...) or a YAML file.")
+    ] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, e.g. plan.patch_size=[64,64,64].")
+    ] = None,
+    fold: Annotated[
+        str | None, typer.Option("--fold", help="0 to 4, all (each in turn) or all-data.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="Select and merge, e.g. liver=1+2,tumour=2.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="Wall time of the whole run, e.g. 10min.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Instead of a budget.")] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Decides every random draw.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Bit-equal weights for equal input.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the stopped run in --out.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train an organ segmenter on a dataset in MSD layout.
+
+    Ctrl-C or SIGTERM ends at the next step; the same command with --resume goes on.
+
+    Example: medseg train data/Task04 --out runs/hippocampus --fold 0 --budget 10min
+    """
+    from medseg.workflows.train import train
+
+    settings: dict[str, Any] = {
+        "set": pairs or [], "fold": fold, "labels": labels, "budget": budget, "epochs": epochs,
+        "device": device, "seed": seed, "deterministic": deterministic or None,
+    }  # fmt: skip
+    with _stop_signal() as stop, _phases() as progress:
+        result = train(
+            dataset, out, config=config, resume=resume, progress=progress, stop=stop.is_set,
+            **settings,
+        )
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    _show(result)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into a request; a second Ctrl-C ends at once."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        stderr_console().print("stopping after this step; the state is saved")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _phases() -> Iterator[Any]:
+    """One progress bar after another, a new one at each new phase."""
+    with ExitStack() as stack:
+        current: dict[str, Advance] = {}
+
+        def report(phase: str, done: int, total: int, note: str) -> None:
+            if phase not in current:
+                stack.close()
+                current.clear()
+                current[phase] = stack.enter_context(progress_bar(_PHASES.get(phase, phase)))
+            current[phase](done, total, note)
+
+        yield report
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    metrics = result["metrics"]
+    if metrics and "labels" in metrics:
+        table = Table(title=f"Validation, {len(metrics['cases'])} cases")
+        for column in ("label", "Dice", "IoU", "HD95 (mm)", "NSD"):
+            table.add_column(column, justify="left" if column == "label" else "right")
+        for row in [*metrics["labels"].values(), {"name": "mean", **metrics["mean"]}]:
+            figures = (row["dice"], row["iou"], row["hd95_mm"], row["nsd"])
+            table.add_row(row["name"], *("-" if f is None else f"{f:.3f}" for f in figures))
+        console.print(table)
+    elif metrics:
+        console.print(f"mean Dice over folds: {metrics['mean']['dice']:.4f}")
+    seconds = ", ".join(f"{phase} {took:.0f} s" for phase, took in result["seconds"].items())
+    console.print(f"{result['steps']} steps; {seconds}", highlight=False)
+    console.print(f"model: {result['model']}", highlight=False, soft_wrap=True)

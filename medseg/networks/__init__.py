@@ -1,0 +1,1 @@
+"""Networks by name, each built from the plan alone."""

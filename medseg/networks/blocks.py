@@ -1,0 +1,69 @@
+"""The pieces that networks are made of, in two and three dimensions."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+Sides = tuple[int, ...]
+
+
+def convolution(
+    dims: int, channels_in: int, channels_out: int, *, kernel: Sides, stride: Sides | None = None
+) -> nn.Module:
+    """A convolution that keeps the size (but for its stride), with odd kernel sides."""
+    kind = nn.Conv2d if dims == 2 else nn.Conv3d
+    padding = tuple(side // 2 for side in kernel)
+    return kind(channels_in, channels_out, kernel, stride or (1,) * dims, padding)  # type: ignore[arg-type]
+
+
+def upsampling(dims: int, channels_in: int, channels_out: int, *, stride: Sides) -> nn.Module:
+    """A transposed convolution that enlarges each side by its stride, without overlap."""
+    kind = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
+    return kind(channels_in, channels_out, stride, stride)  # type: ignore[arg-type]
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, instance norm, leaky ReLU: (N, C, ...) to (N, channels_out, ...).
+
+    Source: the block of nnU-Net (Isensee et al., Nature Methods 18, 2021).
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        channels_in: int,
+        channels_out: int,
+        *,
+        kernel: Sides,
+        stride: Sides | None = None,
+    ) -> None:
+        super().__init__()
+        norm = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d
+        self.convolution = convolution(
+            dims, channels_in, channels_out, kernel=kernel, stride=stride
+        )
+        self.norm = norm(channels_out, affine=True)
+        self.activation = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.activation(self.norm(self.convolution(x)))
+        return result
+
+
+def stage(
+    dims: int, channels_in: int, channels_out: int, *, kernel: Sides, stride: Sides, count: int
+) -> nn.Sequential:
+    """``count`` blocks in a row, the first with the stride."""
+    blocks = [ConvNormAct(dims, channels_in, channels_out, kernel=kernel, stride=stride)]
+    blocks += [
+        ConvNormAct(dims, channels_out, channels_out, kernel=kernel) for _ in range(count - 1)
+    ]
+    return nn.Sequential(*blocks)
+
+
+def initialise(module: nn.Module) -> None:
+    """He initialisation for leaky ReLU (slope 0.01); biases 0 (He et al., ICCV 2015)."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

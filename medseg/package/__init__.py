@@ -1,0 +1,1 @@
+"""Model packages: JSON, safetensors and checksums. Loading one runs no code."""

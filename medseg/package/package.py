@@ -1,0 +1,225 @@
+"""The model package: a folder that holds all that is needed to segment a scan.
+
+::
+
+    model/
+      model.json               plan, labels, facts of the training, metrics, licence
+      weights.safetensors      one file per member: weights_0.safetensors ... for several
+      checksums                SHA-256 of each file, as ``sha256sum -c`` reads it
+
+It holds no case name, no path, no image and no date of a patient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from medseg.core.errors import OutputError, PackageError
+from medseg.core.plan import Plan, describe
+from medseg.networks.build import build_network
+
+PACKAGE_FORMAT = 1
+Weights = Mapping[str, Tensor]
+
+
+class ModelFile(BaseModel):
+    """What ``model.json`` holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = PACKAGE_FORMAT
+    medseg_version: str
+    weights: tuple[str, ...] = Field(min_length=1)
+    plan: Plan
+    training: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """A package in memory.
+
+    Attributes:
+        model: What ``model.json`` holds.
+        members: The weights of each member, by parameter name.
+        sha256: Hash of the ``checksums`` file: the identity of the package.
+    """
+
+    model: ModelFile
+    members: tuple[Weights, ...]
+    sha256: str
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that the members share."""
+        return self.model.plan
+
+    def networks(self) -> list[nn.Module]:
+        """Build each member and give it its weights, in evaluation mode.
+
+        Raises:
+            PackageError: The weights do not fit the network that the plan describes.
+        """
+        built = []
+        for weights in self.members:
+            network = build_network(self.plan.network)
+            _check_fit(network, weights)
+            network.load_state_dict(dict(weights))
+            built.append(network.eval())
+        return built
+
+
+def save_package(folder: Path, model: ModelFile, members: Sequence[Weights]) -> str:
+    """Write a package, whole or not at all; one that stood there is replaced at the end.
+
+    Returns:
+        Its hash.
+
+    Raises:
+        OutputError: The folder cannot be written, or the disk is full.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".medseg-model-", dir=folder.parent))
+        try:
+            sha256 = _fill(staging, model, members)
+            staging.chmod(0o755)
+            _swap(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(
+            f"writing {folder}", got=error.strerror or str(error),
+            cure="Free some space or choose another --out.",
+        ) from error
+    return sha256
+
+
+def load_package(folder: str | Path) -> ModelPackage:
+    """Read a package and verify it: checksums first, then every field.
+
+    Raises:
+        PackageError: A file is missing or changed, or a newer medseg wrote it.
+    """
+    folder = Path(folder)
+    contents, sha256 = _verified(folder)
+    model = _parse(contents["model.json"], folder)
+    members = []
+    for name in model.weights:
+        if name not in contents or not name.endswith(".safetensors"):
+            raise PackageError(str(folder), expected=f"weights '{name}'", got="no such file in it")
+        try:
+            members.append(load_tensors(contents[name]))
+        except (SafetensorError, ValueError) as error:
+            raise PackageError(str(folder / name), expected="safetensors", got=str(error)) from error
+    return ModelPackage(model, tuple(members), sha256)
+
+
+def read_package_info(folder: str | Path) -> dict[str, Any]:
+    """What ``model.json`` says, with the package's hash, after the checksums held."""
+    contents, sha256 = _verified(Path(folder))
+    model = _parse(contents["model.json"], Path(folder))
+    return {"sha256": sha256, **model.model_dump(mode="json")}
+
+
+def is_package(folder: str | Path) -> bool:
+    """Whether a folder looks like a package (nothing is verified)."""
+    return (Path(folder) / "model.json").is_file()
+
+
+def _fill(folder: Path, model: ModelFile, members: Sequence[Weights]) -> str:
+    (folder / "model.json").write_text(model.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    for name, weights in zip(model.weights, members, strict=True):
+        plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+        (folder / name).write_bytes(save_tensors(plain))
+    lines = [
+        f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("model.json", *model.weights)
+    ]
+    (folder / "checksums").write_text("".join(lines), encoding="utf-8")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _swap(staging: Path, folder: Path) -> None:
+    if not folder.exists():
+        staging.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=".medseg-old-", dir=folder.parent))
+    folder.rename(old / "model")
+    staging.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _verified(folder: Path) -> tuple[dict[str, bytes], str]:
+    """Contents of each file that ``checksums`` lists, once all agree with it."""
+    listing = folder / "checksums"
+    if not folder.is_dir() or not listing.is_file():
+        raise PackageError(
+            str(folder), expected="a model package (model.json, weights.safetensors, checksums)",
+            got="no such folder" if not folder.is_dir() else "a folder without 'checksums'",
+            cure="Give RUN/model of a finished training.",
+        )
+    text = listing.read_bytes()
+    contents: dict[str, bytes] = {}
+    for line in text.decode("utf-8", errors="replace").splitlines():
+        expected, _, name = line.partition("  ")
+        if Path(name).name != name or not name:
+            raise PackageError(str(listing), expected="'<sha256>  <file>' lines", got=line[:80])
+        try:
+            contents[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise PackageError(str(folder / name), got=error.strerror or str(error)) from error
+        got = hashlib.sha256(contents[name]).hexdigest()
+        if got != expected:
+            raise PackageError(
+                str(folder / name), expected=f"SHA-256 {expected[:12]}...", got=f"{got[:12]}...",
+                cure="The file was changed or damaged; copy the package again.",
+            )
+    if "model.json" not in contents:
+        raise PackageError(str(listing), expected="a line for model.json", got="none")
+    return contents, hashlib.sha256(text).hexdigest()
+
+
+def _parse(text: bytes, folder: Path) -> ModelFile:
+    source = str(folder / "model.json")
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise PackageError(source, expected="JSON", got=str(error)) from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > PACKAGE_FORMAT:
+        raise PackageError(
+            source, expected=f"package format {PACKAGE_FORMAT} or older", got=f"format {version}",
+            cure="It was written by a newer medseg; update this one.",
+        )
+    try:
+        return ModelFile.model_validate_json(text)
+    except ValidationError as error:
+        raise PackageError(source, expected="a valid model.json", got=describe(error)) from error
+
+
+def _check_fit(network: nn.Module, weights: Weights) -> None:
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    if wanted == given:
+        return
+    odd = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+    raise PackageError(
+        "weights", expected=f"{odd[0]} {wanted.get(odd[0], 'absent')}",
+        got=f"{given.get(odd[0], 'absent')} ({len(odd)} parameters differ)",
+        cure="The weights belong to another plan; copy the package again.",
+    )

@@ -1,0 +1,1 @@
+"""What the data looks like, and the plan that follows from it."""

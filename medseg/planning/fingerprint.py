@@ -1,0 +1,124 @@
+"""Read the training cases once and note what a plan needs to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.core.labels import LabelSet
+from medseg.core.plan import ChannelFacts, Fingerprint, Triple
+from medseg.datasets.dataset import Case, Dataset
+from medseg.io.formats import read_mask, read_scan
+
+_SAMPLES_PER_CASE = 20_000
+# On an axis this much coarser than the finest, the median would throw away the finer scans.
+ANISOTROPIC = 3.0
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class _CaseFacts:
+    shape: Triple
+    spacing_mm: tuple[float, float, float]
+    flat: bool
+    foreground: NDArray[np.float32]
+    zero_share: NDArray[np.float64]
+    class_counts: NDArray[np.int64]
+
+
+def take_fingerprint(
+    dataset: Dataset, cases: Sequence[Case], labels: LabelSet, *, workers: int = 2,
+    progress: Progress | None = None,
+) -> Fingerprint:
+    """Spacing, shape, intensities and label sizes over cases, in RAS+ axis order.
+
+    Args:
+        dataset: For channel names and modalities.
+        cases: Training cases alone: nothing of a validation case may shape the plan.
+        labels: The labels to learn, with the mask values that each unites.
+        workers: Threads that read.
+        progress: Called with (done, total, case id).
+    """
+    facts: list[_CaseFacts] = []
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        found = pool.map(lambda case: _facts_of(case, labels), cases)
+        for case, one in zip(cases, found, strict=True):
+            facts.append(one)
+            if progress is not None:
+                progress(len(facts), len(cases), case.id)
+    spacing = np.array([one.spacing_mm for one in facts])
+    shapes = np.array([one.shape for one in facts])
+    counts = np.array([one.class_counts for one in facts])
+    total = max(1, int(counts.sum()))
+    median_mm, low_mm = np.median(spacing, axis=0), np.percentile(spacing, 10, axis=0)
+    middle, largest = np.median(shapes, axis=0), shapes.max(axis=0)
+    return Fingerprint(
+        cases=len(facts),
+        two_dimensional=all(one.flat for one in facts),
+        median_spacing_mm=_floats(median_mm),
+        low_spacing_mm=_floats(low_mm),
+        median_shape=_ints(middle),
+        max_shape=_ints(largest),
+        channels=_channel_facts(dataset, facts),
+        label_voxel_share={
+            name: float(counts[:, index].sum() / total)
+            for index, name in enumerate(labels.names, start=1)
+        },
+        label_cases={
+            name: int((counts[:, index] > 0).sum())
+            for index, name in enumerate(labels.names, start=1)
+        },
+    )
+
+
+def _facts_of(case: Case, labels: LabelSet) -> _CaseFacts:
+    assert case.label is not None
+    scan = read_scan(case.image)
+    voxels = scan.voxels()
+    mask, _ = read_mask(case.label)
+    classes = labels.to_classes(mask)
+    turned = scan.geometry.reoriented(scan.geometry.orientation_to_ras())
+    where = np.flatnonzero(classes)
+    # Evenly spaced picks: a sample without chance, the same on every machine.
+    picks = where[:: max(1, -(-where.size // _SAMPLES_PER_CASE))]
+    flat = voxels.reshape(voxels.shape[0], -1)
+    return _CaseFacts(
+        shape=turned.shape,
+        spacing_mm=turned.spacing_mm,
+        flat=turned.shape[2] == 1,
+        foreground=flat[:, picks].astype(np.float32),
+        zero_share=1 - np.count_nonzero(flat, axis=1) / flat.shape[1],
+        class_counts=np.bincount(classes.ravel(), minlength=len(labels) + 1).astype(np.int64),
+    )
+
+
+def _channel_facts(dataset: Dataset, facts: list[_CaseFacts]) -> tuple[ChannelFacts, ...]:
+    values = np.concatenate([one.foreground for one in facts], axis=1)
+    zeros = np.mean([one.zero_share for one in facts], axis=0)
+    rows = []
+    for index, (name, modality) in enumerate(zip(dataset.channels, dataset.modalities, strict=True)):
+        own = values[index] if values.shape[1] else np.zeros(1, dtype=np.float32)
+        low, high = np.percentile(own, [0.5, 99.5])
+        rows.append(
+            ChannelFacts(
+                name=name, modality=modality, foreground_mean=float(own.mean(dtype=np.float64)),
+                foreground_std=float(own.std(dtype=np.float64)), percentile_00_5=float(low),
+                percentile_99_5=float(high), zero_share=float(zeros[index]),
+            )
+        )
+    return tuple(rows)
+
+
+def _floats(values: NDArray[Any]) -> tuple[float, float, float]:
+    a, b, c = (float(value) for value in values)
+    return a, b, c
+
+
+def _ints(values: NDArray[Any]) -> Triple:
+    a, b, c = (int(np.ceil(value)) for value in values)
+    return a, b, c

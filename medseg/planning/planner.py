@@ -1,0 +1,243 @@
+"""From fingerprint to plan, each choice with its reason.
+
+The rules for spacing, patch and depth follow nnU-Net (Isensee et al., Nature Methods 18,
+2021); the size of the network follows the time that there is, by a measured step cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from medseg.core.errors import DatasetError
+from medseg.core.labels import LabelSet, left_right_pairs
+from medseg.core.plan import (
+    AugmentationPlan,
+    ChannelFacts,
+    ChannelPlan,
+    Fingerprint,
+    NetworkPlan,
+    Plan,
+    Spacing,
+    TrainingPlan,
+    Triple,
+    edited,
+)
+from medseg.planning.fingerprint import ANISOTROPIC
+
+StepCost = Callable[[Plan], float]
+_SMALLEST_SIDE = 4
+_MOST_STAGES = 6
+
+
+@dataclass(frozen=True)
+class Means:
+    """What there is to train with.
+
+    Attributes:
+        patch_voxels: Most voxels of a patch.
+        batch_size: Patches per step.
+        widths: Channels of the finest stage to choose from, best first.
+        widest: Most channels of any stage.
+        training_s: Time for the steps; None when their number is given.
+        enough_steps: How many steps a wider network must still get.
+    """
+
+    patch_voxels: int
+    batch_size: int
+    widths: tuple[int, ...]
+    widest: int
+    training_s: float | None = None
+    enough_steps: int = 1000
+
+
+def means_for(device_type: str, *, two_dimensional: bool, training_s: float | None) -> Means:
+    """What a CPU or a GPU can be asked for, before anything is measured."""
+    if device_type == "cuda":
+        patch, batch = (512 * 512, 12) if two_dimensional else (128**3, 2)
+        return Means(patch, batch, (32, 24, 16), 320, training_s, enough_steps=2000)
+    patch, batch = (192 * 192, 8) if two_dimensional else (56 * 56 * 40, 2)
+    return Means(patch, batch, (32, 24, 16, 12, 8), 256, training_s)
+
+
+def make_plan(
+    fingerprint: Fingerprint, labels: LabelSet, means: Means, *, network: str = "unet",
+    width: int | None = None, step_cost: StepCost | None = None,
+    changes: dict[str, object] | None = None,
+) -> Plan:
+    """Decide everything.
+
+    Args:
+        fingerprint: Of the training cases.
+        labels: What to learn.
+        means: What there is to train with.
+        network: Which network to size.
+        width: Channels of the finest stage; None chooses by time.
+        step_cost: Seconds of one training step of a plan, measured; None takes the first
+            of ``means.widths``.
+        changes: Dotted keys of the plan to replace, for example
+            ``{"training.learning_rate": 0.001}``.
+
+    Raises:
+        DatasetError: A label is in no training case.
+        SettingsError: A change does not fit.
+    """
+    absent = [name for name, cases in fingerprint.label_cases.items() if cases == 0]
+    if absent:
+        raise DatasetError(
+            "training cases", expected="each label in at least one case",
+            got=f"none with {', '.join(absent)}",
+            cure="Leave them out with --labels, or use another fold.",
+        )
+
+    def plan_of(channels: int) -> Plan:
+        plan = _plan_of_width(fingerprint, labels, means, network=network, width=channels)
+        return edited(plan, changes) if changes else plan
+
+    if width is not None:
+        return _with_reason(plan_of(width), "features", f"{width} channels as set")
+    if step_cost is None or means.training_s is None:
+        return _with_reason(plan_of(means.widths[0]), "features", "the widest for this device")
+    for channels in means.widths:
+        plan = plan_of(channels)
+        steps = int(means.training_s / step_cost(plan))
+        if steps >= means.enough_steps or channels == means.widths[-1]:
+            break
+    reason = f"{channels} channels: about {steps} steps fit, {means.enough_steps} are wanted"
+    return _with_reason(_paced(plan, steps, changes), "features", reason)
+
+
+def patch_and_strides(
+    shape: Triple, spacing_mm: tuple[float, float, float], voxels: int
+) -> tuple[Triple, tuple[Triple, ...], tuple[Triple, ...]]:
+    """Patch, stride into each stage and kernel of each stage.
+
+    Args:
+        shape: Typical scan on the working grid; a side of 1 is never pooled.
+        spacing_mm: Of the working grid.
+        voxels: Most voxels of the patch, before it is rounded up to what pooling needs.
+    """
+    spacing, sides = np.array(spacing_mm), np.array(shape, dtype=np.float64)
+    patch = _fit_patch(sides, spacing, voxels)
+    strides: list[Triple] = [(1, 1, 1)]
+    kernels: list[Triple] = [_kernel(spacing, patch)]
+    current, scale = patch.copy(), spacing.copy()
+    while len(strides) < _MOST_STAGES:
+        roomy = current / 2 >= _SMALLEST_SIDE
+        if not roomy.any():
+            break
+        # Coarse axes wait until the fine ones have caught up.
+        pool = roomy & (scale < 2 * scale[roomy].min())
+        step = np.where(pool, 2, 1)
+        current, scale = current / step, scale * step
+        strides.append(_triple(step))
+        kernels.append(_kernel(scale, patch))
+    divisor = np.prod(np.array(strides), axis=0)
+    return _triple(np.ceil(patch / divisor) * divisor), tuple(strides), tuple(kernels)
+
+
+def _fit_patch(sides: np.ndarray, spacing: np.ndarray, voxels: int) -> np.ndarray:
+    """The largest box of equal millimetres that holds at most ``voxels``, within the scan."""
+    free = sides > 1
+    patch = np.where(free, 0.0, 1.0)
+    for _ in range(3):
+        if not free.any():
+            break
+        fixed = patch[~free].prod() if (~free).any() else 1.0
+        side_mm = (voxels / fixed * spacing[free].prod()) ** (1 / free.sum())
+        patch[free] = side_mm / spacing[free]
+        over = free & (patch >= sides)
+        if not over.any():
+            break
+        patch[over] = sides[over]
+        free = free & ~over
+    return np.maximum(1, np.floor(patch + 1e-6))
+
+
+def _kernel(spacing: np.ndarray, patch: np.ndarray) -> Triple:
+    """3 along fine axes; 1 along an axis whose voxels are still twice as long, or alone."""
+    fine = spacing[patch > 1].min() if (patch > 1).any() else spacing.min()
+    return _triple(np.where((spacing < 2 * fine) & (patch > 1), 3, 1))
+
+
+def _plan_of_width(
+    fingerprint: Fingerprint, labels: LabelSet, means: Means, *, network: str, width: int
+) -> Plan:
+    spacing, spacing_reason = _spacing(fingerprint)
+    flat = fingerprint.two_dimensional
+    grid_mm = np.array([new or old for new, old in zip(spacing, fingerprint.median_spacing_mm, strict=True)])
+    shape = np.array(fingerprint.median_shape) * np.array(fingerprint.median_spacing_mm) / grid_mm
+    a, b, c = (float(side) for side in grid_mm)
+    patch, strides, kernels = patch_and_strides(
+        _triple(np.maximum(1, np.round(shape))), (a, b, c), means.patch_voxels
+    )
+    pairs = left_right_pairs(labels)
+    return Plan(
+        labels=labels,
+        channels=tuple(_channel_plan(facts) for facts in fingerprint.channels),
+        modality=fingerprint.channels[0].modality,
+        spacing_mm=spacing,
+        patch_size=patch,
+        network=NetworkPlan(
+            name=network, spatial_dims=2 if flat else 3, in_channels=len(fingerprint.channels),
+            classes=len(labels) + 1, strides=strides, kernels=kernels,
+            features=tuple(min(means.widest, width * 2**level) for level in range(len(strides))),
+        ),
+        training=TrainingPlan(
+            batch_size=means.batch_size, learning_rate=2e-3, augmentation=AugmentationPlan()
+        ),
+        reasons={
+            "spacing_mm": spacing_reason,
+            "patch_size": f"median scan {fingerprint.median_shape}, at most {means.patch_voxels} "
+            "voxels, rounded up to what the strides need",
+            "mirror_axes": "no mirroring: " + (
+                f"left and right are labels of their own ({pairs[0][0]}, {pairs[0][1]})"
+                if pairs else "organs have a side"
+            ),
+            "normalisation": "CT: clipped to foreground percentiles; else z-score of each scan",
+        },
+    )
+
+
+def _spacing(fingerprint: Fingerprint) -> tuple[Spacing, str]:
+    median, low = fingerprint.median_spacing_mm, fingerprint.low_spacing_mm
+    if fingerprint.two_dimensional:
+        return (median[0], median[1], None), "median of the training images; single slices"
+    chosen = [
+        fine if middle > ANISOTROPIC * min(median) else middle
+        for middle, fine in zip(median, low, strict=True)
+    ]
+    reason = "median of the training scans"
+    if chosen != list(median):
+        reason += "; 10th percentile along the coarse axis"
+    return (chosen[0], chosen[1], chosen[2]), reason
+
+
+def _channel_plan(facts: ChannelFacts) -> ChannelPlan:
+    if facts.modality.upper() == "CT":
+        return ChannelPlan(
+            name=facts.name, normalisation="ct", clip_low=facts.percentile_00_5,
+            clip_high=facts.percentile_99_5, mean=facts.foreground_mean, std=facts.foreground_std,
+        )
+    # A quarter of exact zeros is a background that someone cut away (skull stripping).
+    masked = facts.zero_share > 0.25
+    return ChannelPlan(name=facts.name, normalisation="zscore_nonzero" if masked else "zscore")
+
+
+def _paced(plan: Plan, steps: int, changes: dict[str, object] | None) -> Plan:
+    """Average weights over about the last thirtieth of the steps that fit."""
+    if changes and "training.ema_decay" in changes:
+        return plan
+    decay = float(np.clip(1 - 30 / max(steps, 1), 0.9, 0.999))
+    return edited(plan, {"training.ema_decay": round(decay, 4)})
+
+
+def _with_reason(plan: Plan, key: str, reason: str) -> Plan:
+    return plan.model_copy(update={"reasons": {**plan.reasons, key: reason}})
+
+
+def _triple(values: np.ndarray) -> Triple:
+    a, b, c = (int(value) for value in values)
+    return a, b, c

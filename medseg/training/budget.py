@@ -1,0 +1,66 @@
+"""Measure what a step and a case cost here and now, so that a run ends when it should."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from medseg.core.plan import Plan
+from medseg.inference.predictor import Predictor
+from medseg.networks.build import build_network
+from medseg.training.cache import CachedCase
+from medseg.training.loader import Batches
+from medseg.training.loop import Stepper, new_state, update_average
+
+# What remains beside the cases: post-processing, the package, closing files.
+_CLOSING_S = 4.0
+_PROBE_STEPS = 2
+
+
+def measure_step(plan: Plan, cases: Sequence[CachedCase], device: torch.device) -> float:
+    """Seconds of one training step, batch preparation included; the first step is not counted."""
+    state = new_state(plan, seed=0, device=device)
+    batches = Batches(cases, plan, seed=0, device=device)
+    step_once = Stepper(state, plan, device)
+    took = []
+    for step in range(1 + _PROBE_STEPS):
+        started = time.perf_counter()
+        images, labels = batches.batch(step)
+        float(step_once(images, labels, 1e-6))
+        update_average(state, plan.training.ema_decay)
+        took.append(time.perf_counter() - started)
+    return float(np.mean(took[1:]))
+
+
+def measure_case(plan: Plan, cases: Sequence[CachedCase], device: torch.device) -> float:
+    """Seconds to run the network over a case of the median size."""
+    middle = sorted(cases, key=lambda case: case.label.size)[len(cases) // 2]
+    predictor = Predictor([build_network(plan.network, seed=0)], plan, device)
+    voxels = torch.from_numpy(np.array(middle.image))
+    took = []
+    for _ in range(2):
+        started = time.perf_counter()
+        predictor.logits(voxels)
+        took.append(time.perf_counter() - started)
+    return min(took)
+
+
+def closing_seconds(case_s: float, *, inner: int, validation: int) -> float:
+    """Time to set aside for what follows the last step.
+
+    Args:
+        case_s: From ``measure_case``.
+        inner: Cases kept back, looked at once more for the post-processing.
+        validation: Cases of the fold, which are also read, restored, scored and drawn.
+    """
+    return _CLOSING_S + 1.3 * case_s * inner + validation * (1.5 * case_s + 0.1)
+
+
+def affordable_looks(case_s: float, *, inner: int, looks: int, training_s: float | None) -> int:
+    """How many inner cases can be looked at each time within a twentieth of the training."""
+    if training_s is None:
+        return inner
+    return int(max(1, min(inner, 0.05 * training_s / max(looks * case_s, 1e-9))))

@@ -1,0 +1,138 @@
+"""Preprocessed cases on disk, read by patch.
+
+A case is a folder of three ``.npy`` files (image, label, places of each class) and a note
+of what they were made from. Arrays are opened memory-mapped, so that a patch costs only
+its own bytes. A case is complete when its note is there: it is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.core.plan import Plan
+from medseg.datasets.dataset import Case
+from medseg.io.atomic import whole_file, write_text
+from medseg.transforms.load import geometry_of
+from medseg.transforms.preprocess import preprocessing
+
+CACHE_FORMAT = 1
+_PLACES_PER_CLASS = 10_000
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """One preprocessed case.
+
+    Attributes:
+        case_id: The dataset's name of it.
+        image: (C, I, J, K) float32, memory-mapped.
+        label: (I, J, K) uint8 or uint16 class indices, memory-mapped.
+        places: For each class that occurs, (n, 3) voxels that belong to it.
+    """
+
+    case_id: str
+    image: NDArray[np.float32]
+    label: NDArray[Any]
+    places: dict[int, NDArray[Any]]
+
+
+def build_cache(
+    folder: Path, cases: Sequence[Case], plan: Plan, *, workers: int = 2,
+    progress: Progress | None = None,
+) -> list[CachedCase]:
+    """Preprocess the cases that are not there yet, and open all of them.
+
+    Args:
+        folder: Where the cache lies; made where it is missing.
+        cases: Each with a label.
+        plan: Only what changes the voxels counts towards the key of a case.
+        workers: Threads; the array work releases the interpreter.
+        progress: Called with (done, total, case id).
+    """
+    key = _plan_key(plan)
+
+    def one(case: Case) -> CachedCase:
+        home = folder / hashlib.sha256(case.id.encode()).hexdigest()[:16]
+        note = _note(case, key)
+        if _read_note(home) != note:
+            _preprocess(case, plan, home, note)
+        return _open(case.id, home)
+
+    done: list[CachedCase] = []
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        for case, cached in zip(cases, pool.map(one, cases), strict=True):
+            done.append(cached)
+            if progress is not None:
+                progress(len(done), len(cases), case.id)
+    return done
+
+
+def _plan_key(plan: Plan) -> str:
+    parts = {
+        "format": CACHE_FORMAT,
+        "spacing": plan.spacing_mm,
+        "channels": [channel.model_dump() for channel in plan.channels],
+        "sources": [label.sources for label in plan.labels.labels],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _note(case: Case, key: str) -> str:
+    stamps = []
+    for path in (case.image, case.label):
+        assert path is not None
+        status = path.stat()
+        stamps.append([status.st_size, status.st_mtime_ns])
+    return json.dumps({"plan": key, "case": case.id, "files": stamps}, sort_keys=True)
+
+
+def _read_note(home: Path) -> str | None:
+    try:
+        return (home / "note.json").read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def _preprocess(case: Case, plan: Plan, home: Path, note: str) -> None:
+    (home / "note.json").unlink(missing_ok=True)
+    data = preprocessing(plan, with_mask=True)({"image": case.image, "label": case.label})
+    image = np.ascontiguousarray(data["image"].as_tensor().numpy())
+    kind = np.uint8 if len(plan.labels) <= 255 else np.uint16
+    label = np.ascontiguousarray(data["label"].as_tensor().numpy()[0].astype(kind))
+    assert geometry_of(data["image"]).difference(geometry_of(data["label"])) is None
+    for name, array in (("image", image), ("label", label), ("places", _places(label))):
+        with whole_file(home / f"{name}.npy") as temporary:
+            np.save(temporary, array)
+    write_text(home / "note.json", note)
+
+
+def _places(label: NDArray[Any]) -> NDArray[np.int32]:
+    """Rows (class, i, j, k): up to 10,000 evenly spread voxels of each class but background."""
+    rows = []
+    flat = label.ravel()
+    where = np.flatnonzero(flat)
+    order = where[np.argsort(flat[where], kind="stable")]
+    values, firsts = np.unique(flat[order], return_index=True)
+    for value, part in zip(values, np.split(order, firsts[1:]), strict=True):
+        kept = part[:: max(1, -(-len(part) // _PLACES_PER_CLASS))]
+        voxels = np.stack(np.unravel_index(kept, label.shape), axis=1)
+        rows.append(np.concatenate([np.full((len(kept), 1), value), voxels], axis=1))
+    return np.concatenate(rows).astype(np.int32) if rows else np.zeros((0, 4), dtype=np.int32)
+
+
+def _open(case_id: str, home: Path) -> CachedCase:
+    image = np.load(home / "image.npy", mmap_mode="r", allow_pickle=False)
+    label = np.load(home / "label.npy", mmap_mode="r", allow_pickle=False)
+    rows = np.load(home / "places.npy", allow_pickle=False)
+    places = {int(value): rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0])}
+    return CachedCase(case_id, image, label, places)

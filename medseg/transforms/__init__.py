@@ -1,0 +1,1 @@
+"""Scans to tensors and back: the MONAI door of the house."""

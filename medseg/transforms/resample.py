@@ -1,0 +1,103 @@
+"""Change the number of voxels in a box of space, axis by axis, with half-pixel centres.
+
+The outer edges of both grids coincide (``Geometry.with_shape``), and values beyond the
+outermost centres are those of the edge: the convention of
+``torch.nn.functional.interpolate(align_corners=False)``.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+Triple = tuple[int, int, int]
+_SLAB_VOXELS = 2_000_000
+
+
+def resample_image(voxels: Tensor, shape: Triple) -> Tensor:
+    """Linear interpolation of (C, I, J, K) float to (C, *shape)."""
+    if tuple(voxels.shape[1:]) == shape:
+        return voxels
+    return interpolate(voxels[None], size=shape, mode="trilinear", align_corners=False)[0]
+
+
+def resample_labels(labels: NDArray[Any], shape: Triple) -> NDArray[Any]:
+    """Resample class indices (I, J, K) to ``shape`` by a weighted vote of the eight neighbours.
+
+    The result is the argmax of linearly interpolated one-hot masks, but neither time nor
+    memory grow with the number of classes: the neighbours' weights are summed per label
+    without a one-hot. A tie goes to the neighbour nearest the origin.
+    """
+    if labels.shape == shape:
+        return labels
+    axes = [_neighbours(old, new) for old, new in zip(labels.shape, shape, strict=True)]
+    result = np.empty(shape, dtype=labels.dtype)
+    rows = max(1, _SLAB_VOXELS // (shape[1] * shape[2]))
+    for start in range(0, shape[0], rows):
+        part = slice(start, start + rows)
+        result[part] = _vote(labels, [[half[part] for half in axes[0]], axes[1], axes[2]])
+    return result
+
+
+def _neighbours(old: int, new: int) -> list[NDArray[Any]]:
+    """For each new centre: the old index below, the one above, and the weight of the latter."""
+    position = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+    below = np.floor(position).astype(np.intp)
+    above = np.minimum(below + 1, old - 1)
+    return [below, above, (position - below).astype(np.float32)]
+
+
+def _vote(labels: NDArray[Any], axes: list[list[NDArray[Any]]]) -> NDArray[Any]:
+    corners, weights = [], []
+    for picks in product((0, 1), repeat=3):
+        index = np.ix_(*(axis[pick] for axis, pick in zip(axes, picks, strict=True)))
+        a, b, c = (
+            axis[2] if pick else 1 - axis[2] for axis, pick in zip(axes, picks, strict=True)
+        )
+        corners.append(labels[index])
+        weights.append(a[:, None, None] * b[:, None] * c)
+    if all(np.array_equal(corners[0], corner) for corner in corners[1:]):
+        return corners[0]
+    best, winner = np.full(corners[0].shape, -1.0, dtype=np.float32), corners[0].copy()
+    for candidate in corners:
+        score = np.zeros_like(best)
+        for corner, weight in zip(corners, weights, strict=True):
+            score += np.where(corner == candidate, weight, np.float32(0))
+        # A hair above, so that rounding does not break the tie rule.
+        wins = score > best + 1e-6
+        winner[wins] = candidate[wins]
+        best[wins] = score[wins]
+    return winner
+
+
+def interpolate_rows(volume: Tensor, rows: slice, shape: Triple) -> Tensor:
+    """Rows ``rows`` of what ``resample_image(volume, shape)`` would give, and only those.
+
+    Args:
+        volume: (C, I, J, K).
+        rows: Which planes of the new first axis; start and stop are given.
+        shape: The whole new shape.
+
+    Returns:
+        (C, rows, shape[1], shape[2]).
+    """
+    if volume.shape[1] == shape[0]:
+        part = volume[:, rows]
+    else:
+        below, above, weight = (half[rows] for half in _neighbours(volume.shape[1], shape[0]))
+        device = volume.device
+        upper = torch.from_numpy(weight).to(device, volume.dtype)[:, None, None]
+        part = torch.lerp(
+            volume[:, torch.from_numpy(below).to(device)],
+            volume[:, torch.from_numpy(above).to(device)],
+            upper,
+        )
+    if tuple(part.shape[2:]) == shape[1:]:
+        return part
+    return interpolate(part, size=shape[1:], mode="bilinear", align_corners=False)

@@ -1,0 +1,183 @@
+"""Models and results as people use them from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from medseg.core.errors import InputError
+from medseg.core.labels import LabelSet
+from medseg.core.plan import Plan
+from medseg.core.results import Prediction
+from medseg.core.scan import Scan
+from medseg.inference.device import choose_device
+from medseg.inference.predictor import Predictor
+from medseg.io.itk import to_sitk
+from medseg.io.nifti_mask import to_nibabel
+from medseg.package.package import load_package
+from medseg.workflows import segment
+from medseg.workflows.segment import ScanLike
+
+if TYPE_CHECKING:
+    import nibabel as nib
+    import SimpleITK
+
+
+@dataclass(frozen=True)
+class Result:
+    """One segmented scan.
+
+    Attributes:
+        prediction: The mask with its grid, labels and provenance.
+    """
+
+    prediction: Prediction
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """(I, J, K) uint8 or uint16 mask values on the scan's own grid."""
+        return self.prediction.labels
+
+    @property
+    def label_set(self) -> LabelSet:
+        """What the values mean."""
+        return self.prediction.label_set
+
+    @property
+    def affine(self) -> NDArray[Any]:
+        """(4, 4) voxel to RAS+ mm."""
+        return self.prediction.geometry.affine_ras
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Package hash, version, backend, options and input hash."""
+        return self.prediction.provenance
+
+    def volumes_ml(self) -> dict[str, float]:
+        """Volume of each label in millilitres."""
+        return self.prediction.volumes_ml()
+
+    def to_nibabel(self) -> nib.Nifti1Image | nib.Nifti2Image:
+        """The mask as a nibabel image with the scan's qform, sform and codes."""
+        return to_nibabel(self.prediction)
+
+    def to_sitk(self) -> SimpleITK.Image:
+        """The mask as a SimpleITK image with the scan's geometry."""
+        return to_sitk(self.prediction)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the mask as NIfTI and its sidecar beside it, whole or not at all.
+
+        Raises:
+            InputError: The name does not end in .nii or .nii.gz.
+            OutputError: The disk is full or the folder cannot be written.
+        """
+        path = Path(path)
+        if not path.name.endswith((".nii", ".nii.gz")):
+            raise InputError(str(path), expected="a name ending in .nii.gz or .nii", got=path.name)
+        segment.write(self.prediction, path)
+        return path
+
+
+class Model:
+    """A trained model, loaded once and used for any number of scans, from any thread."""
+
+    def __init__(self, predictor: Predictor, *, sha256: str) -> None:
+        self._predictor, self.sha256 = predictor, sha256
+
+    @property
+    def plan(self) -> Plan:
+        """All that was decided when it was trained."""
+        return self._predictor.plan
+
+    @property
+    def labels(self) -> LabelSet:
+        """What it can segment."""
+        return self.plan.labels
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return str(self._predictor.device)
+
+    def predict(self, source: ScanLike, *, labels: Sequence[str] | None = None) -> Result:
+        """Segment one scan.
+
+        Args:
+            source: A path; a nibabel or SimpleITK image; ``(array, affine)`` with
+                (I, J, K) or (C, I, J, K) voxels and a 4x4 RAS+ affine in mm; or a mapping from
+                channel name to one of these.
+            labels: Names of the labels to keep; None keeps all.
+
+        Raises:
+            MedsegError: The scan cannot be read or does not fit the model.
+        """
+        segment.expected_labels(self.plan, labels)
+        scan = segment.read(source, self.plan)
+        return self._predict_scan(scan, source, labels)
+
+    def predict_many(
+        self, sources: Iterable[ScanLike], *, labels: Sequence[str] | None = None
+    ) -> Iterator[Result]:
+        """Segment scans one after another; yields each as it is done, in the order given.
+
+        The next scan is read while the network works on the present one.
+
+        Raises:
+            MedsegError: At the scan that cannot be read or does not fit the model.
+        """
+        segment.expected_labels(self.plan, labels)
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            waiting: tuple[ScanLike, Any] | None = None
+            for source in sources:
+                upcoming = (source, pool.submit(self._load, source))
+                if waiting is not None:
+                    yield self._predict_scan(waiting[1].result(), waiting[0], labels)
+                waiting = upcoming
+            if waiting is not None:
+                yield self._predict_scan(waiting[1].result(), waiting[0], labels)
+
+    def _load(self, source: ScanLike) -> Scan:
+        scan = segment.read(source, self.plan)
+        voxels = scan.voxels()
+        return Scan(
+            scan.geometry, scan.channels, lambda: voxels, scan.modality, scan.source, scan.forms
+        )
+
+    def _predict_scan(
+        self, scan: Scan, source: ScanLike, labels: Sequence[str] | None
+    ) -> Result:
+        hashes = [segment.file_sha256(path) for path in segment.paths_of(source)]
+        provenance = segment.provenance_of(self._predictor, self.sha256, input_sha256=hashes)
+        classes = segment.segment(scan, self._predictor)
+        return Result(
+            segment.finish(classes, scan, self.plan, labels=labels, provenance=provenance)
+        )
+
+
+def load_model(path: str | Path, device: str = "auto") -> Model:
+    """Load a model package; its checksums are verified and no code of it runs.
+
+    Args:
+        path: The package, or a run folder that holds it as ``model/``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises:
+        PackageError: It is damaged, not a package, or written by a newer medseg.
+        ResourceError: This machine has no such device.
+    """
+    chosen = choose_device(device)
+    folder = Path(path)
+    if not (folder / "checksums").is_file() and (folder / "model" / "checksums").is_file():
+        folder = folder / "model"
+    package = load_package(folder)
+    # On a CPU tiles one by one keep the cache warm; a GPU wants several at once.
+    batch = 4 if chosen.type == "cuda" else 1
+    return Model(
+        Predictor(package.networks(), package.plan, chosen, batch=batch), sha256=package.sha256
+    )

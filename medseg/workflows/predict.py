@@ -1,0 +1,252 @@
+"""Segment files and folders of scans: paths in, masks out."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from medseg.core.errors import FileError, InputError, MedsegError, OutputError
+from medseg.core.plan import Plan
+from medseg.io.formats import case_name, find_scans
+from medseg.workflows.api import Model, load_model
+
+Progress = Callable[[int, int, str], None]
+_CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+_log = logging.getLogger(__name__)
+
+# One case: its id, and a path or a path per channel name.
+Job = tuple[str, Path | dict[str, Path]]
+
+
+def predict(
+    model: str | Path | Model,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    device: str = "auto",
+    labels: Sequence[str] | None = None,
+    cases: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Segment scans into ``out/<case>.nii.gz``, each with a JSON sidecar.
+
+    Args:
+        model: A package folder, or a model that is loaded already.
+        inputs: Scan files and folders of them. The case id is the path below their common
+            folder, without the suffix.
+        out: Folder for the masks.
+        device: As in ``load_model``.
+        labels: Names of the labels to keep; None keeps all.
+        cases: A CSV table with the column ``case`` and one column per channel, instead of
+            ``inputs``.
+        progress: Called with (done, total, case id).
+
+    Returns:
+        ``{"done": {case: path}, "failed": {case: message}, "seconds": s}``.
+
+    Raises:
+        InputError: There is nothing to segment, two inputs have one id, or every case failed.
+        PackageError: The model is damaged.
+    """
+    loaded = model if isinstance(model, Model) else load_model(model, device)
+    out = Path(out)
+    if labels is not None:
+        loaded.labels.select(labels)
+    if cases is not None:
+        if inputs:
+            raise InputError("--cases", expected="a table or scans, not both", got="both")
+        jobs = read_case_table(Path(cases), loaded.plan)
+    else:
+        jobs = find_cases([Path(path) for path in inputs], loaded.plan, out=out)
+    _make_folder(out)
+    started = time.perf_counter()
+    done: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    errors: list[Exception] = []
+    for number, (case, error, path) in enumerate(_segment_all(loaded, jobs, out, labels), start=1):
+        if error is None:
+            done[case] = str(path)
+        else:
+            failed[case] = _explain(error)
+            errors.append(error)
+            _log.warning("%s: %s", case, failed[case])
+        if progress is not None:
+            progress(number, len(jobs), case)
+    if errors and not done:
+        _raise_all_failed(errors, len(jobs))
+    return {"done": done, "failed": failed, "seconds": round(time.perf_counter() - started, 3)}
+
+
+def find_cases(inputs: Sequence[Path], plan: Plan, *, out: Path | None = None) -> list[Job]:
+    """Name the cases of files and folders, and join ``case_0000``, ``case_0001`` ... by channel.
+
+    Args:
+        inputs: Files and folders.
+        plan: Says how many channels there are.
+        out: Masks that lie here from an earlier run are not scans.
+
+    Raises:
+        FileError: A path does not exist.
+        InputError: There is no scan, two have one id, or a channel is missing.
+    """
+    files: list[Path] = []
+    roots: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            roots.append(path.absolute())
+            files += [found.absolute() for found in find_scans(path)]
+        elif path.exists():
+            roots.append(path.absolute().parent)
+            files.append(path.absolute())
+        else:
+            raise FileError(str(path), expected="a scan or a folder of scans", got="no such path")
+    if out is not None and out.absolute() not in roots:
+        files = [file for file in files if out.absolute() not in file.parents]
+    files = list(dict.fromkeys(files))
+    if not files:
+        raise InputError(
+            ", ".join(map(str, inputs)) or "inputs", expected="at least one scan",
+            got="none of a known format", cure="NIfTI, NRRD, MHA, PNG, JPEG and TIFF are read.",
+        )
+    base = Path(os.path.commonpath(roots))
+    named: dict[str, Path] = {}
+    for file in files:
+        case = str((file.parent / case_name(file)).relative_to(base).as_posix())
+        if case in named:
+            raise InputError(
+                f"case id '{case}'", expected="one scan", got=f"{named[case]} and {file}",
+                cure="Rename one of them, or give them in two calls.",
+            )
+        named[case] = file
+    if len(plan.channels) == 1:
+        return list(named.items())
+    return _by_channel(named, plan)
+
+
+def read_case_table(path: Path, plan: Plan) -> list[Job]:
+    """Read a CSV table: ``case`` and a column per channel name; paths are relative to it.
+
+    A model of one channel may call its column ``image``.
+
+    Raises:
+        InputError: A column or a cell is missing, or two rows have one case id.
+        FileError: The table cannot be read.
+    """
+    names = [channel.name for channel in plan.channels]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FileError(str(path), expected="a CSV table in UTF-8", got=str(error)) from error
+    columns = list(rows[0]) if rows else []
+    if len(names) == 1 and "image" in columns:
+        names = ["image"]
+    missing = [name for name in ("case", *names) if name not in columns]
+    if not rows or missing:
+        raise InputError(
+            str(path), expected=f"rows with the columns case, {', '.join(names)}",
+            got=f"columns {', '.join(map(str, columns)) or 'none'}",
+        )
+    jobs: dict[str, Path | dict[str, Path]] = {}
+    for line, row in enumerate(rows, start=2):
+        case = (row["case"] or "").strip()
+        cells = {name: (row[name] or "").strip() for name in names}
+        if not case or not all(cells.values()):
+            raise InputError(f"{path}, line {line}", expected="a value in each column", got="a gap")
+        if case in jobs:
+            raise InputError(f"{path}, line {line}", expected="a new case id", got=f"'{case}' again")
+        if Path(case).is_absolute() or ".." in Path(case).parts:
+            raise InputError(f"{path}, line {line}", expected="a name below --out", got=case)
+        files = {name: path.parent / cell for name, cell in cells.items()}
+        jobs[case] = files if len(plan.channels) > 1 else next(iter(files.values()))
+    return list(jobs.items())
+
+
+def _by_channel(named: dict[str, Path], plan: Plan) -> list[Job]:
+    names = [channel.name for channel in plan.channels]
+    grouped: dict[str, dict[str, Path]] = {}
+    whole: list[Job] = []
+    for case, file in named.items():
+        match = _CHANNEL_SUFFIX.match(case)
+        if match is None:
+            # One file that holds all channels; reading checks how many there are.
+            whole.append((case, file))
+            continue
+        number = int(match["channel"])
+        if number >= len(names):
+            raise InputError(
+                str(file), expected=f"channels _0000 to _{len(names) - 1:04d} ({', '.join(names)})",
+                got=f"_{match['channel']}",
+            )
+        grouped.setdefault(match["case"], {})[names[number]] = file
+    for case, files in grouped.items():
+        missing = [name for name in names if name not in files]
+        if missing:
+            raise InputError(
+                f"case '{case}'", expected=f"a file for each of {', '.join(names)}",
+                got=f"none for {', '.join(missing)}",
+                cure="Name them case_0000, case_0001 ... in the order of the channels.",
+            )
+    return whole + [(case, {name: files[name] for name in names}) for case, files in grouped.items()]
+
+
+def _segment_all(
+    model: Model, jobs: Sequence[Job], out: Path, labels: Sequence[str] | None
+) -> Any:
+    """Yield (case, error or None, path); the mask of one case is written beside the next."""
+
+    def save(case: str, result: Any) -> tuple[str, Exception | None, Path]:
+        path = out / f"{case}.nii.gz"
+        try:
+            return case, None, result.save(path)
+        except Exception as error:  # noqa: BLE001 - one case must not stop the others
+            return case, error, path
+
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        waiting = None
+        for case, source in jobs:
+            try:
+                result = model.predict(source, labels=labels)
+            except Exception as error:  # noqa: BLE001 - one case must not stop the others
+                _log.debug("case %s", case, exc_info=True)
+                yield case, error, None
+                continue
+            if waiting is not None:
+                yield waiting.result()
+            waiting = writer.submit(save, case, result)
+        if waiting is not None:
+            yield waiting.result()
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, MedsegError):
+        return str(error)
+    return " ".join(f"fault of medseg: {type(error).__name__}: {error}".split())
+
+
+def _raise_all_failed(errors: list[Exception], total: int) -> None:
+    first = errors[0]
+    if not isinstance(first, MedsegError):
+        raise first
+    if total == 1:
+        raise first
+    raise type(first)(
+        first.what, expected=first.expected, got=first.got,
+        cure=f"{first.cure} All {total} cases failed; this is the first.".strip(),
+    ) from first
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"--out {out}", expected="a folder", got=error.strerror or str(error)
+        ) from error

@@ -1,0 +1,189 @@
+"""The four steps that a scan takes: read, segment, finish, write. Each runs alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg import __version__
+from medseg.core.errors import InputError
+from medseg.core.geometry import Geometry
+from medseg.core.labels import LabelSet
+from medseg.core.plan import Plan
+from medseg.core.results import Prediction
+from medseg.core.scan import Scan
+from medseg.inference.predictor import Predictor
+from medseg.io.atomic import write_text
+from medseg.io.formats import read_scan, write_mask
+from medseg.io.nifti import scan_from_nibabel
+from medseg.postprocess.chain import apply_chain
+
+# What ``Model.predict`` takes: a path, a nibabel or SimpleITK image, (array, affine), or
+# several of them by channel name.
+ScanLike = Any
+
+
+def read(source: ScanLike, plan: Plan) -> Scan:
+    """Step 1: one scan in memory's reach, its channels in the plan's order.
+
+    Args:
+        source: A path; a nibabel image; a SimpleITK image; ``(array, affine)`` with
+            (I, J, K) or (C, I, J, K) voxels and a 4x4 RAS+ affine in mm; a :class:`Scan`; or
+            a mapping from each channel name of the plan to one of these.
+        plan: Says which channels are wanted.
+
+    Raises:
+        InputError: The channels are not those of the plan, or the source is of no known kind.
+        FileError: A file cannot be read.
+        GeometryError: Channels lie on different grids.
+    """
+    names = [channel.name for channel in plan.channels]
+    if isinstance(source, Mapping):
+        if set(source) != set(names):
+            raise InputError(
+                "channels", expected=", ".join(names), got=", ".join(map(str, source)) or "none",
+                cure="Give one scan for each channel name.",
+            )
+        parts = {name: _read_one(source[name]) for name in names}
+        scan = Scan.from_channels(parts, source=parts[names[0]].source)
+    else:
+        scan = _read_one(source)
+    if len(scan.channels) != len(names):
+        raise InputError(
+            scan.source, expected=f"{len(names)} channels ({', '.join(names)})",
+            got=str(len(scan.channels)), cure="Give the scan that this model was trained for.",
+        )
+    return scan
+
+
+def segment(scan: Scan, predictor: Predictor) -> NDArray[Any]:
+    """Step 2: class indices (I, J, K) on the scan's own grid."""
+    flat_model = predictor.plan.network.spatial_dims == 2
+    if not flat_model and scan.geometry.shape[2] == 1 and min(predictor.plan.patch_size) > 1:
+        raise InputError(
+            scan.source, expected="a volume (the model is 3D)",
+            got=f"one slice, {scan.geometry.shape}", cure="Give the whole volume.",
+        )
+    return predictor.segment(scan)
+
+
+def finish(
+    classes: NDArray[Any], scan: Scan, plan: Plan, *, labels: Sequence[str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Prediction:
+    """Step 3: mask values, post-processing, the labels that were asked for."""
+    mask = apply_chain(plan.labels.to_values(classes), plan.postprocess, plan.labels)
+    wanted = plan.labels if labels is None else plan.labels.select(labels)
+    if len(wanted) < len(plan.labels):
+        kept = np.zeros(max(plan.labels.values) + 1, dtype=mask.dtype)
+        kept[list(wanted.values)] = wanted.values
+        mask = kept[mask]
+    return Prediction(mask, scan.geometry, wanted, dict(provenance or {}), scan.forms)
+
+
+def write(prediction: Prediction, path: Path) -> None:
+    """Step 4: the mask as NIfTI, and beside it a JSON file that says how it was made.
+
+    Raises:
+        OutputError: They cannot be written; then neither is there.
+    """
+    write_mask(path, prediction)
+    try:
+        write_text(sidecar_of(path), sidecar(prediction))
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def sidecar_of(path: Path) -> Path:
+    """``DIR/case.nii.gz`` to ``DIR/case.json``."""
+    name = path.name
+    for suffix in (".nii.gz", ".nii"):
+        name = name.removesuffix(suffix)
+    return path.with_name(f"{name}.json")
+
+
+def sidecar(prediction: Prediction) -> str:
+    """Provenance, labels and volumes as JSON."""
+    facts = {
+        **prediction.provenance,
+        "labels": {str(label.value): label.name for label in prediction.label_set.labels},
+        "volumes_ml": {n: round(v, 4) for n, v in prediction.volumes_ml().items()},
+    }
+    return json.dumps(facts, indent=2) + "\n"
+
+
+def provenance_of(
+    predictor: Predictor, package_sha256: str, *, input_sha256: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Which package, version, backend and options made a mask, and from what bytes."""
+    plan = predictor.plan
+    return {
+        "medseg_version": __version__,
+        "package_sha256": package_sha256,
+        "input_sha256": list(input_sha256),
+        "backend": "torch",
+        "device": predictor.device.type,
+        "members": len(predictor.networks),
+        "options": {
+            "step": plan.inference.step,
+            "mirror_axes": list(plan.inference.mirror_axes),
+            "postprocess": [f"{step.step}:{step.label}" for step in plan.postprocess],
+        },
+        "use": "research only",
+    }
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def paths_of(source: ScanLike) -> list[Path]:
+    """The files that a scan comes from, as far as it comes from files."""
+    if isinstance(source, Mapping):
+        return [path for part in source.values() for path in paths_of(part)]
+    return [Path(source)] if isinstance(source, str | Path) else []
+
+
+def expected_labels(plan: Plan, labels: Sequence[str] | None) -> LabelSet:
+    """The labels that a mask will hold; raises early where one is unknown."""
+    return plan.labels if labels is None else plan.labels.select(labels)
+
+
+def _read_one(source: ScanLike) -> Scan:
+    if isinstance(source, Scan):
+        return source
+    if isinstance(source, str | Path):
+        return read_scan(source)
+    if isinstance(source, nib.spatialimages.SpatialImage):
+        return scan_from_nibabel(source)
+    if isinstance(source, tuple) and len(source) == 2:
+        return _from_array(*source)
+    if type(source).__module__.startswith("SimpleITK"):
+        from medseg.io.itk import scan_from_sitk
+
+        return scan_from_sitk(source)
+    raise InputError(
+        "scan", expected="a path, a nibabel or SimpleITK image, or (array, affine)",
+        got=type(source).__name__,
+    )
+
+
+def _from_array(array: Any, affine: Any) -> Scan:
+    voxels = np.asarray(array)
+    if voxels.ndim not in (3, 4) or voxels.dtype.kind not in "biuf":
+        raise InputError(
+            "array", expected="real numbers (I, J, K) or (C, I, J, K)",
+            got=f"{voxels.dtype} {voxels.shape}",
+        )
+    a, b, c = (int(side) for side in voxels.shape[-3:])
+    return Scan.from_array(voxels, Geometry((a, b, c), np.asarray(affine)))
