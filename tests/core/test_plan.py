@@ -86,7 +86,13 @@ def test_edited_gives_a_new_checked_plan() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"nope": 1}, {"training.nope": 1}, {"patch_size.x": 1}, {"patch_size": [7, 8, 2]}, {"training": 3}],
+    [
+        {"nope": 1},
+        {"training.nope": 1},
+        {"patch_size.x": 1},
+        {"patch_size": [7, 8, 2]},
+        {"training": 3},
+    ],
 )
 def test_edits_that_do_not_hold(changes: dict[str, object]) -> None:
     with pytest.raises(SettingsError):

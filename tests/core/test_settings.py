@@ -16,7 +16,15 @@ def build(*pairs: str, config: str | Path | None = None, **stated: Any) -> Train
 
 @pytest.mark.parametrize(
     ("text", "span_s"),
-    [("90", 90), (90, 90), ("45s", 45), ("10min", 600), ("1.5h", 5400), (" 2 H ", 7200), ("1d", 86400)],
+    [
+        ("90", 90),
+        (90, 90),
+        ("45s", 45),
+        ("10min", 600),
+        ("1.5h", 5400),
+        (" 2 H ", 7200),
+        ("1d", 86400),
+    ],
 )
 def test_seconds(text: str | float, span_s: float) -> None:
     assert seconds(text) == span_s

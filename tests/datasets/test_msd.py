@@ -145,7 +145,9 @@ def test_no_folder_no_dataset_json_no_json(folder: Path, tmp_path: Path) -> None
         read_msd(folder)
 
 
-@pytest.mark.parametrize("splits", [{}, [], [3], [{"train": ["case_000"]}], [{"train": 1, "val": 2}]])
+@pytest.mark.parametrize(
+    "splits", [{}, [], [3], [{"train": ["case_000"]}], [{"train": 1, "val": 2}]]
+)
 def test_malformed_splits(folder: Path, splits: object) -> None:
     (folder / "splits.json").write_text(json.dumps(splits))
     with pytest.raises(DatasetError, match=r"splits\.json"):

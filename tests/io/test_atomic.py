@@ -30,9 +30,14 @@ def test_appears_when_whole(tmp_path: Path) -> None:
 def test_what_stood_there_stays_when_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     write_text(path, "old")
-    with pytest.raises(ZeroDivisionError), whole_file(path) as temporary:
-        temporary.write_text("new")
-        raise ZeroDivisionError
+
+    def write_half() -> None:
+        with whole_file(path) as temporary:
+            temporary.write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["metrics.json"]
 

@@ -1,0 +1,192 @@
+"""Run the full counts and write docs/acceptance.md: the command, the figure and the date of each.
+
+``python acceptance/run.py`` runs all; names of measures after it run those alone and keep the
+other rows of the page as they are. Time is not limited. Real scans are looked for in the
+folder that MEDSEG_TEST_DATA names, else in ``shared/data`` beside the project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "acceptance.md"
+OUT = ROOT / "runs" / "acceptance"
+DATA = Path(os.environ.get("MEDSEG_TEST_DATA", ROOT.parent / "shared" / "data"))
+_ROW = re.compile(r"^\| (?P<name>[\w-]+) \|.*\|$")
+
+
+class AbsentError(Exception):
+    """What a measure needs (data, a device) is absent."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the page.
+
+    Attributes:
+        name: What to call it on the command line.
+        goal: What the figure must be.
+        command: What a reader would type.
+        figure: Runs it and says what came out.
+    """
+
+    name: str
+    goal: str
+    command: str
+    figure: Callable[[], str]
+
+
+def run(*command: str) -> tuple[str, float]:
+    """Run a command in the project's folder; its output and its wall time in seconds."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - started
+    if done.returncode != 0:
+        last = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+        raise RuntimeError(f"exit code {done.returncode} of {' '.join(command)}\n{last}")
+    return done.stdout, seconds
+
+
+def fastest(*command: str, tries: int = 7) -> float:
+    """Wall time of the quickest of several tries: the others measure the machine's other work."""
+    return min(run(*command)[1] for _ in range(tries))
+
+
+def start_of_help() -> str:
+    """Time of ``medseg --help``."""
+    return f"{fastest('-m', 'medseg', '--help'):.2f} s"
+
+
+def start_of_import() -> str:
+    """Time that ``import medseg`` adds to a bare Python."""
+    return f"{fastest('-c', 'import medseg') - fastest('-c', 'pass'):.3f} s"
+
+
+def acceptance_tests() -> str:
+    """The tests that are too long for every day."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "acceptance", "tests"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    last = done.stdout.strip().splitlines()[-1]
+    if done.returncode not in (0, 5):  # 5: no test has the mark
+        raise RuntimeError(last)
+    return last.strip("= ")
+
+
+def demo() -> str:
+    """Dice on held-out phantoms, and the time of ``make demo`` after the installing."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        ["sh", "scripts/demo.sh"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[-500:])
+    dice = dice_of(ROOT / "demo" / "evaluation" / "metrics.json")
+    return f"{dice}; {time.perf_counter() - started:.0f} s"
+
+
+def hippocampus() -> str:
+    """Dice on fold 0 of the hippocampus after ten minutes, and the time of each phase."""
+    data, out = DATA / "hippocampus", OUT / "hippocampus"
+    if not data.is_dir():
+        raise AbsentError("real data 'hippocampus'")
+    shutil.rmtree(out, ignore_errors=True)
+    model, masks, result = (str(out / name) for name in ("run/model", "masks", "evaluation"))
+    _, train_s = run(
+        "-m", "medseg", "train", str(data), "--out", str(out / "run"), "--fold", "0",
+        "--budget", "10min",
+    )  # fmt: skip
+    held_out = json.loads((data / "splits.json").read_text())[0]["val"]
+    images = [str(data / "imagesTr" / f"{case}.nii.gz") for case in held_out]
+    _, predict_s = run("-m", "medseg", "predict", model, *images, "--out", masks)
+    _, evaluate_s = run(
+        "-m", "medseg", "evaluate", masks, str(data / "labelsTr"), "--out", result,
+        "--cases", f"{data / 'splits.json'}:0",
+    )  # fmt: skip
+    times = f"train {train_s:.0f} s, predict {predict_s:.0f} s, evaluate {evaluate_s:.0f} s"
+    return f"{dice_of(Path(result) / 'metrics.json')}; {times}"
+
+
+def dice_of(metrics: Path) -> str:
+    """Mean Dice and that of each label, from a metrics.json."""
+    found = json.loads(metrics.read_text())
+    labels = ", ".join(f"{row['name']} {row['dice']:.3f}" for row in found["labels"].values())
+    return f"Dice {found['mean']['dice']:.4f} ({labels})"
+
+
+MEASURES = (
+    Measure("help", "< 0.4 s", "medseg --help", start_of_help),
+    Measure("import", "< 0.2 s", 'python -c "import medseg"', start_of_import),
+    Measure("tests", "all pass", "pytest -m acceptance", acceptance_tests),
+    Measure("demo", "Dice >= 0.90, < 6 min", "make demo", demo),
+    Measure(
+        "hippocampus",
+        "Dice >= 0.865",
+        "medseg train hippocampus --fold 0 --budget 10min; predict; evaluate",
+        hippocampus,
+    ),
+)
+
+
+def old_rows() -> dict[str, str]:
+    """The rows that the page holds already, by name."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines() if PAGE.is_file() else []
+    matches = [(_ROW.match(line), line) for line in lines]
+    return {match["name"]: line for match, line in matches if match}
+
+
+def write_page(rows: dict[str, str]) -> None:
+    """Write the page anew, in the order of the measures."""
+    head = (
+        "# Acceptance\n\nWritten by `make acceptance`; do not edit by hand.\n\n"
+        "| Measure | Goal | Command | Figure | Date | Machine |\n|---|---|---|---|---|---|\n"
+    )
+    kept = [rows[measure.name] for measure in MEASURES if measure.name in rows]
+    PAGE.write_text(head + "\n".join(kept) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Run the measures that were asked for; 1 when one of them failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = [measure.name for measure in MEASURES]
+    parser.add_argument("names", nargs="*", choices=[[], *names], help="all when none is given")
+    wanted = parser.parse_args().names or names
+    rows, failed = old_rows(), 0
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    for measure in (measure for measure in MEASURES if measure.name in wanted):
+        print(f"{measure.name}: {measure.command}", flush=True)
+        try:
+            figure = measure.figure()
+        except AbsentError as absent:
+            print(f"  left out: {absent} is not here", flush=True)
+            continue
+        except (RuntimeError, OSError) as error:
+            figure = f"FAILED: {error}".splitlines()[0]
+            print(f"  {error}", flush=True)
+            failed += 1
+        print(f"  {figure}", flush=True)
+        today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+        cells = (measure.name, measure.goal, f"`{measure.command}`", figure, today, machine)
+        rows[measure.name] = f"| {' | '.join(cells)} |"
+        write_page(rows)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
