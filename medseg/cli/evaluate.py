@@ -15,9 +15,14 @@ _SOME_FAILED = 3
 
 
 def evaluate_command(
-    predictions: Annotated[Path, typer.Argument(help="Folder of masks, or one mask.")],
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS", help="Folder of masks, or one mask.")
+    ],
     references: Annotated[
-        Path, typer.Argument(help="Folder of reference masks (a dataset's labelsTr), or one.")
+        Path,
+        typer.Argument(
+            metavar="REFERENCES", help="Folder of references (a dataset's labelsTr), or one."
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -128,38 +133,38 @@ def _show_table(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("label", title="Mean over cases, with its 95 % interval", title_justify="left")
-    for head in ("Dice", "IoU", "HD95 mm", "NSD", "cases", "left out"):
-        table.add_column(head, justify="right")
+    table = Table("label", title="Mean over cases; in brackets its 95 % interval")
+    for head in ("Dice", "", "IoU", "HD95 mm", "NSD", "cases"):
+        table.add_column(head, justify="right", no_wrap=True)
     for row in result["labels"].values():
         # Names come from files: they are text, never markup.
         name = str(row["name"]).replace("[", "\\[")
-        table.add_row(name, *_figures(row), str(row["cases"]), str(row["left_out"]))
+        table.add_row(name, *_figures(row), str(row["cases"]))
     table.add_section()
-    table.add_row("mean", *_figures(result["mean"]), str(len(result["cases"])), "", style="bold")
+    table.add_row("mean", *_figures(result["mean"]), str(len(result["cases"])), style="bold")
     Console().print(table)
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
+    low, high = row["dice_interval"]
     return [
-        _figure(row[metric], row[f"{metric}_interval"], digits=2 if metric == "hd95_mm" else 3)
-        for metric in ("dice", "iou", "hd95_mm", "nsd")
+        _figure(row["dice"], digits=3),
+        "" if low is None or high is None else f"({low:.3f}-{high:.3f})",
+        _figure(row["iou"], digits=3),
+        _figure(row["hd95_mm"], digits=2),
+        _figure(row["nsd"], digits=3),
     ]
 
 
-def _figure(value: float | None, interval: list[float | None], *, digits: int) -> str:
-    if value is None:
-        return "-"
-    low, high = interval
-    ends = "" if low is None or high is None else f" ({low:.{digits}f}-{high:.{digits}f})"
-    return f"{value:.{digits}f}{ends}"
+def _figure(value: float | None, *, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _tell_problems(result: dict[str, Any], *, allow_missing: bool) -> None:
     # Every failed case has been told in the log as it came.
     lines = [f"{len(result['failed'])} cases failed."] if result["failed"] else []
     if result["missing"]:
-        fate = "left out" if allow_missing else "scored 0"
+        fate = "left out" if allow_missing else "scored 0 (--cases names those to score)"
         lines.append(
             f"{len(result['missing'])} references without a prediction, {fate}: "
             f"{', '.join(result['missing'][:5])}{' ...' if len(result['missing']) > 5 else ''}"
