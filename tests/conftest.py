@@ -1,4 +1,4 @@
-"""What all tests share: real data where it is, GPU tests where a GPU is, one thread, fixed chance."""
+"""What all tests share: real data and GPU tests where they can be had, one thread, fixed chance."""
 
 from __future__ import annotations
 
