@@ -17,9 +17,7 @@ def predict_command(
     inputs: Annotated[
         list[Path] | None, typer.Argument(help="Scans, or folders of them.", show_default=False)
     ] = None,
-    device: Annotated[
-        str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     labels: Annotated[
         str | None, typer.Option("--labels", help="Keep only these, e.g. liver,spleen.")
     ] = None,

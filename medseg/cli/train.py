@@ -69,7 +69,12 @@ def train_command(
     }  # fmt: skip
     with _stop_signal() as stop, _phases() as progress:
         result = train(
-            dataset, out, config=config, resume=resume, progress=progress, stop=stop.is_set,
+            dataset,
+            out,
+            config=config,
+            resume=resume,
+            progress=progress,
+            stop=stop.is_set,
             **settings,
         )
     if as_json:

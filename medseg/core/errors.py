@@ -30,9 +30,7 @@ class MedsegError(Exception):
     def __init__(self, what: str, *, expected: str = "", got: str = "", cure: str = "") -> None:
         self.what, self.expected, self.got, self.cure = what, expected, got, cure
         found = ", ".join(
-            part
-            for part in (expected and f"expected {expected}", got and f"got {got}")
-            if part
+            part for part in (expected and f"expected {expected}", got and f"got {got}") if part
         )
         message = f"{what}: {found}" if found else what
         if cure:
@@ -89,5 +87,5 @@ class MissingPackageError(MedsegError):
     """An optional package is not installed."""
 
 
-class Interrupted(MedsegError):
+class Interrupted(MedsegError):  # noqa: N818 - it is a wish, not a fault
     """The user stopped the work; its state is saved."""

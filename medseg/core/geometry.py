@@ -38,7 +38,8 @@ class Orientation:
         """Turn an array (..., I, J, K) into this orientation; a view, no copy."""
         lead = array.ndim - 3
         turned = np.transpose(array, (*range(lead), *(lead + axis for axis in self.axes)))
-        return np.flip(turned, [lead + axis for axis in range(3) if self.flips[axis]])
+        flipped = tuple(lead + axis for axis in range(3) if self.flips[axis])
+        return np.asarray(np.flip(turned, flipped))
 
     def inverse(self) -> Orientation:
         """The orientation that undoes this one."""
@@ -85,14 +86,18 @@ class Geometry:
             raise GeometryError("grid", expected="three sizes of at least 1", got=str(shape))
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise GeometryError(
-                "affine", expected="a finite 4x4 matrix", got=np.array2string(affine, precision=3),
+                "affine",
+                expected="a finite 4x4 matrix",
+                got=np.array2string(affine, precision=3),
                 cure="Repair the header's sform or qform.",
             )
         sizes = np.linalg.norm(affine[:3, :3], axis=0)
         if sizes.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-6:
             raise GeometryError(
-                "affine", expected="three independent axes", got=f"axis lengths {sizes.tolist()} mm "
-                "that span no volume", cure="Repair the header's sform or qform.",
+                "affine",
+                expected="three independent axes",
+                got=f"axis lengths {sizes.tolist()} mm that span no volume",
+                cure="Repair the header's sform or qform.",
             )
         affine.setflags(write=False)
         object.__setattr__(self, "affine_ras", affine)
@@ -181,8 +186,10 @@ class Geometry:
         shift_mm = np.linalg.norm((corners @ (self.affine_ras - other.affine_ras).T)[:, :3], axis=1)
         if shift_mm.max() <= tolerance_voxels * min(*self.spacing_mm, *other.spacing_mm):
             return None
-        turned = "" if self.axis_codes == other.axis_codes else (
-            f", axes {self.axis_codes} against {other.axis_codes}"
+        turned = (
+            ""
+            if self.axis_codes == other.axis_codes
+            else (f", axes {self.axis_codes} against {other.axis_codes}")
         )
         return f"the same shape, but corners up to {shift_mm.max():.3g} mm apart{turned}"
 
@@ -213,9 +220,7 @@ class Geometry:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Geometry):
             return NotImplemented
-        return self.shape == other.shape and bool(
-            np.array_equal(self.affine_ras, other.affine_ras)
-        )
+        return self.shape == other.shape and bool(np.array_equal(self.affine_ras, other.affine_ras))
 
     def __hash__(self) -> int:
         return hash((self.shape, self.affine_ras.tobytes()))

@@ -79,7 +79,9 @@ class LabelSet(BaseModel):
         rows = sorted((value, name) for value, name in names.items() if value != 0)
         if not rows:
             raise LabelError(
-                "labels", expected="at least one label besides background", got="none",
+                "labels",
+                expected="at least one label besides background",
+                got="none",
                 cure='Name them in dataset.json, for example "labels": {"1": "liver"}.',
             )
         twice = sorted({name for _, name in rows if [n for _, n in rows].count(name) > 1})
@@ -95,7 +97,8 @@ class LabelSet(BaseModel):
         except ValidationError as error:
             wrong = error.errors()[0]
             raise LabelError(
-                "labels", expected="values from 1 to 65535 and names of 1 to 200 characters",
+                "labels",
+                expected="values from 1 to 65535 and names of 1 to 200 characters",
                 got=f"{wrong['input']!r:.80} as a {wrong['loc'][-1]}",
             ) from error
 
@@ -149,7 +152,7 @@ class LabelSet(BaseModel):
         table = np.zeros(top + 1, dtype=np.uint8 if len(self) <= 255 else np.uint16)
         for index, label in enumerate(self.labels, start=1):
             table[list(label.sources)] = index
-        return table[mask]
+        return np.asarray(table[mask])
 
     def regroup(self, selection: str) -> LabelSet:
         """Select, merge and rename labels: ``"liver=1+2,tumour=2"`` or ``"liver,spleen"``.
@@ -173,8 +176,10 @@ class LabelSet(BaseModel):
             values = tuple(v for term in terms for v in self._sources_of(term))
             made.append(
                 Label(
-                    value=position + 1, name=name.strip() or f"label {position + 1}",
-                    colour=palette_colour(position), sources=values,
+                    value=position + 1,
+                    name=name.strip() or f"label {position + 1}",
+                    colour=palette_colour(position),
+                    sources=values,
                 )
             )
         doubled = [label.name for label in made]

@@ -149,7 +149,7 @@ class PostprocessStep(_Frozen):
 class Plan(_Frozen):
     """Everything that was decided."""
 
-    format_version: Literal[1] = PLAN_FORMAT
+    format_version: Literal[1] = 1
     labels: LabelSet
     channels: tuple[ChannelPlan, ...] = Field(min_length=1)
     modality: str = ""
@@ -192,7 +192,9 @@ class Plan(_Frozen):
         version = raw.get("format_version") if isinstance(raw, dict) else None
         if isinstance(version, int) and version > PLAN_FORMAT:
             raise PackageError(
-                source, expected=f"plan format {PLAN_FORMAT} or older", got=f"format {version}",
+                source,
+                expected=f"plan format {PLAN_FORMAT} or older",
+                got=f"format {version}",
                 cure="It was written by a newer medseg; update this one.",
             )
         try:
@@ -227,4 +229,4 @@ def edited(plan: Plan, changes: dict[str, object]) -> Plan:
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
-        raise SettingsError("plan settings", expected="a plan that fits", got=describe(error)) from error
+        raise SettingsError("plan settings", got=describe(error)) from error

@@ -84,7 +84,9 @@ class Scan:
             gap = first.geometry.difference(scan.geometry)
             if gap is not None:
                 raise GeometryError(
-                    source, expected=f"channel '{name}' on the grid of '{first_name}'", got=gap,
+                    source,
+                    expected=f"channel '{name}' on the grid of '{first_name}'",
+                    got=gap,
                     cure="Resample the channels to one grid first.",
                 )
         several = [name for name, scan in scans.items() if len(scan.channels) != 1]
@@ -92,6 +94,10 @@ class Scan:
             raise FileError(source, expected="one channel per file", got=f"more in {several}")
         parts = tuple(scans.values())
         return cls(
-            first.geometry, tuple(scans), lambda: np.concatenate([s.voxels() for s in parts]),
-            modality=first.modality, source=source, forms=first.forms,
+            first.geometry,
+            tuple(scans),
+            lambda: np.concatenate([s.voxels() for s in parts]),
+            modality=first.modality,
+            source=source,
+            forms=first.forms,
         )

@@ -32,7 +32,9 @@ def seconds(text: str | float) -> float:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", str(text).lower())
     if not match or (match[2] and match[2] not in _UNITS_S) or float(match[1]) <= 0:
         raise SettingsError(
-            "budget", expected="a time such as 90s, 10min or 2h", got=repr(text),
+            "budget",
+            expected="a time such as 90s, 10min or 2h",
+            got=repr(text),
         )
     return float(match[1]) * _UNITS_S.get(match[2] or "s", 1)
 
@@ -94,7 +96,8 @@ class TrainSettings(BaseModel):
             _place(merged, key.strip(), _parse(text))
         given = {key: value for key, value in stated.items() if value is not None}
         # What is stated outright also replaces the other way to say how long a run is.
-        for ours, other in (({"budget", "budget_s"}, {"epochs"}), ({"epochs"}, {"budget", "budget_s"})):
+        clock, count = {"budget", "budget_s"}, {"epochs"}
+        for ours, other in ((clock, count), (count, clock)):
             if ours & set(given) and not other & set(given):
                 merged = {key: value for key, value in merged.items() if key not in other}
         merged.update(given)
@@ -104,8 +107,10 @@ class TrainSettings(BaseModel):
         if unknown:
             near = difflib.get_close_matches(unknown[0], list(cls.model_fields), n=1)
             raise SettingsError(
-                f"setting '{unknown[0]}'", expected=f"one of {', '.join(cls.model_fields)}",
-                got="an unknown key", cure=f"Did you mean '{near[0]}'?" if near else "",
+                f"setting '{unknown[0]}'",
+                expected=f"one of {', '.join(cls.model_fields)}",
+                got="an unknown key",
+                cure=f"Did you mean '{near[0]}'?" if near else "",
             )
         try:
             return cls.model_validate(merged)
@@ -129,8 +134,9 @@ def read_config(name_or_file: str | Path) -> dict[str, Any]:
         path = _configs_folder() / f"{name_or_file}.yaml"
     if not path.is_file():
         raise SettingsError(
-            f"--config {name_or_file}", expected="a YAML file or a preset "
-            f"({', '.join(config_names())})", got="no such file",
+            f"--config {name_or_file}",
+            expected=f"a YAML file or a preset ({', '.join(config_names())})",
+            got="no such file",
         )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))

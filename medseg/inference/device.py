@@ -24,7 +24,9 @@ def choose_device(name: str) -> torch.device:
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type != "cuda" or (device.index or 0) >= present:
         raise ResourceError(
-            "--device", expected=f"a device of this machine (CPU and {present} CUDA)", got=name,
+            "--device",
+            expected=f"a device of this machine (CPU and {present} CUDA)",
+            got=name,
             cure="Use --device auto, or see what 'medseg doctor' finds.",
         )
     return device

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from itertools import chain, combinations
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -97,5 +96,3 @@ def _subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:
         combinations(axes, count) for count in range(len(axes) + 1)
     )
     return list(every)
-
-

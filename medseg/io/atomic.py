@@ -34,7 +34,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise OutputError(
-            f"writing {path}", got=error.strerror or str(error),
+            f"writing {path}",
+            got=error.strerror or str(error),
             cure="Free some space or choose another --out; what was written before is kept.",
         ) from error
     finally:
@@ -58,6 +59,6 @@ def _settle(path: Path) -> None:
     """Bring the file to the disk, with the permissions that a plain ``open`` would give."""
     mask = os.umask(0)
     os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)
+    path.chmod(0o666 & ~mask)
     with path.open("rb") as stream:
         os.fsync(stream.fileno())

@@ -22,7 +22,8 @@ def build_network(plan: NetworkPlan, *, seed: int | None = None) -> nn.Module:
     """
     if plan.name not in NETWORKS:
         raise SettingsError(
-            f"network '{plan.name}'", expected=f"one of {', '.join(sorted(NETWORKS))}",
+            f"network '{plan.name}'",
+            expected=f"one of {', '.join(sorted(NETWORKS))}",
             got=plan.name,
         )
     if seed is None:

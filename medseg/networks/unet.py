@@ -32,9 +32,7 @@ class UNet(nn.Module):
         channels = plan.in_channels
         for width, stride, kernel in zip(features, strides, kernels, strict=True):
             self.down.append(
-                stage(
-                    dims, channels, width, kernel=kernel, stride=stride, count=plan.convolutions
-                )
+                stage(dims, channels, width, kernel=kernel, stride=stride, count=plan.convolutions)
             )
             channels = width
         self.up = nn.ModuleList()
@@ -46,8 +44,12 @@ class UNet(nn.Module):
             )
             self.merge.append(
                 stage(
-                    dims, 2 * features[level], features[level], kernel=kernels[level],
-                    stride=(1,) * dims, count=plan.convolutions,
+                    dims,
+                    2 * features[level],
+                    features[level],
+                    kernel=kernels[level],
+                    stride=(1,) * dims,
+                    count=plan.convolutions,
                 )
             )
             # The coarsest decoder stage gets no head: at its size small organs are gone.
@@ -77,4 +79,5 @@ class UNet(nn.Module):
         outputs = [y.unsqueeze(-1) for y in reversed(outputs)] if self.flat else outputs[::-1]
         if self.training and self.deep_supervision:
             return outputs
-        return outputs[0]
+        finest: Tensor = outputs[0]
+        return finest

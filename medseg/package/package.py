@@ -103,7 +103,8 @@ def save_package(folder: Path, model: ModelFile, members: Sequence[Weights]) -> 
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise OutputError(
-            f"writing {folder}", got=error.strerror or str(error),
+            f"writing {folder}",
+            got=error.strerror or str(error),
             cure="Free some space or choose another --out.",
         ) from error
     return sha256
@@ -125,7 +126,8 @@ def load_package(folder: str | Path) -> ModelPackage:
         try:
             members.append(load_tensors(contents[name]))
         except (SafetensorError, ValueError) as error:
-            raise PackageError(str(folder / name), expected="safetensors", got=str(error)) from error
+            where = str(folder / name)
+            raise PackageError(where, expected="safetensors", got=str(error)) from error
     return ModelPackage(model, tuple(members), sha256)
 
 
@@ -169,7 +171,8 @@ def _verified(folder: Path) -> tuple[dict[str, bytes], str]:
     listing = folder / "checksums"
     if not folder.is_dir() or not listing.is_file():
         raise PackageError(
-            str(folder), expected="a model package (model.json, weights.safetensors, checksums)",
+            str(folder),
+            expected="a model package (model.json, weights.safetensors, checksums)",
             got="no such folder" if not folder.is_dir() else "a folder without 'checksums'",
             cure="Give RUN/model of a finished training.",
         )
@@ -186,7 +189,9 @@ def _verified(folder: Path) -> tuple[dict[str, bytes], str]:
         got = hashlib.sha256(contents[name]).hexdigest()
         if got != expected:
             raise PackageError(
-                str(folder / name), expected=f"SHA-256 {expected[:12]}...", got=f"{got[:12]}...",
+                str(folder / name),
+                expected=f"SHA-256 {expected[:12]}...",
+                got=f"{got[:12]}...",
                 cure="The file was changed or damaged; copy the package again.",
             )
     if "model.json" not in contents:
@@ -203,7 +208,9 @@ def _parse(text: bytes, folder: Path) -> ModelFile:
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > PACKAGE_FORMAT:
         raise PackageError(
-            source, expected=f"package format {PACKAGE_FORMAT} or older", got=f"format {version}",
+            source,
+            expected=f"package format {PACKAGE_FORMAT} or older",
+            got=f"format {version}",
             cure="It was written by a newer medseg; update this one.",
         )
     try:
@@ -217,9 +224,11 @@ def _check_fit(network: nn.Module, weights: Weights) -> None:
     given = {name: tuple(value.shape) for name, value in weights.items()}
     if wanted == given:
         return
-    odd = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+    every = sorted(wanted.keys() | given.keys())
+    odd = [name for name in every if wanted.get(name) != given.get(name)]
     raise PackageError(
-        "weights", expected=f"{odd[0]} {wanted.get(odd[0], 'absent')}",
+        "weights",
+        expected=f"{odd[0]} {wanted.get(odd[0], 'absent')}",
         got=f"{given.get(odd[0], 'absent')} ({len(odd)} parameters differ)",
         cure="The weights belong to another plan; copy the package again.",
     )

@@ -32,7 +32,11 @@ class _CaseFacts:
 
 
 def take_fingerprint(
-    dataset: Dataset, cases: Sequence[Case], labels: LabelSet, *, workers: int = 2,
+    dataset: Dataset,
+    cases: Sequence[Case],
+    labels: LabelSet,
+    *,
+    workers: int = 2,
     progress: Progress | None = None,
 ) -> Fingerprint:
     """Spacing, shape, intensities and label sizes over cases, in RAS+ axis order.
@@ -101,14 +105,19 @@ def _channel_facts(dataset: Dataset, facts: list[_CaseFacts]) -> tuple[ChannelFa
     values = np.concatenate([one.foreground for one in facts], axis=1)
     zeros = np.mean([one.zero_share for one in facts], axis=0)
     rows = []
-    for index, (name, modality) in enumerate(zip(dataset.channels, dataset.modalities, strict=True)):
+    named = zip(dataset.channels, dataset.modalities, strict=True)
+    for index, (name, modality) in enumerate(named):
         own = values[index] if values.shape[1] else np.zeros(1, dtype=np.float32)
         low, high = np.percentile(own, [0.5, 99.5])
         rows.append(
             ChannelFacts(
-                name=name, modality=modality, foreground_mean=float(own.mean(dtype=np.float64)),
-                foreground_std=float(own.std(dtype=np.float64)), percentile_00_5=float(low),
-                percentile_99_5=float(high), zero_share=float(zeros[index]),
+                name=name,
+                modality=modality,
+                foreground_mean=float(own.mean(dtype=np.float64)),
+                foreground_std=float(own.std(dtype=np.float64)),
+                percentile_00_5=float(low),
+                percentile_99_5=float(high),
+                zero_share=float(zeros[index]),
             )
         )
     return tuple(rows)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medseg.core.errors import DatasetError
 from medseg.core.labels import LabelSet, left_right_pairs
@@ -63,8 +65,13 @@ def means_for(device_type: str, *, two_dimensional: bool, training_s: float | No
 
 
 def make_plan(
-    fingerprint: Fingerprint, labels: LabelSet, means: Means, *, network: str = "unet",
-    width: int | None = None, step_cost: StepCost | None = None,
+    fingerprint: Fingerprint,
+    labels: LabelSet,
+    means: Means,
+    *,
+    network: str = "unet",
+    width: int | None = None,
+    step_cost: StepCost | None = None,
     changes: dict[str, object] | None = None,
 ) -> Plan:
     """Decide everything.
@@ -87,7 +94,8 @@ def make_plan(
     absent = [name for name, cases in fingerprint.label_cases.items() if cases == 0]
     if absent:
         raise DatasetError(
-            "training cases", expected="each label in at least one case",
+            "training cases",
+            expected="each label in at least one case",
             got=f"none with {', '.join(absent)}",
             cure="Leave them out with --labels, or use another fold.",
         )
@@ -138,7 +146,7 @@ def patch_and_strides(
     return _triple(np.ceil(patch / divisor) * divisor), tuple(strides), tuple(kernels)
 
 
-def _fit_patch(sides: np.ndarray, spacing: np.ndarray, voxels: int) -> np.ndarray:
+def _fit_patch(sides: NDArray[Any], spacing: NDArray[Any], voxels: int) -> NDArray[Any]:
     """The largest box of equal millimetres that holds at most ``voxels``, within the scan."""
     free = sides > 1
     patch = np.where(free, 0.0, 1.0)
@@ -156,7 +164,7 @@ def _fit_patch(sides: np.ndarray, spacing: np.ndarray, voxels: int) -> np.ndarra
     return np.maximum(1, np.floor(patch + 1e-6))
 
 
-def _kernel(spacing: np.ndarray, patch: np.ndarray) -> Triple:
+def _kernel(spacing: NDArray[Any], patch: NDArray[Any]) -> Triple:
     """3 along fine axes; 1 along an axis whose voxels are still twice as long, or alone."""
     fine = spacing[patch > 1].min() if (patch > 1).any() else spacing.min()
     return _triple(np.where((spacing < 2 * fine) & (patch > 1), 3, 1))
@@ -167,8 +175,9 @@ def _plan_of_width(
 ) -> Plan:
     spacing, spacing_reason = _spacing(fingerprint)
     flat = fingerprint.two_dimensional
-    grid_mm = np.array([new or old for new, old in zip(spacing, fingerprint.median_spacing_mm, strict=True)])
-    shape = np.array(fingerprint.median_shape) * np.array(fingerprint.median_spacing_mm) / grid_mm
+    median_mm = fingerprint.median_spacing_mm
+    grid_mm = np.array([new or old for new, old in zip(spacing, median_mm, strict=True)])
+    shape = np.array(fingerprint.median_shape) * np.array(median_mm) / grid_mm
     a, b, c = (float(side) for side in grid_mm)
     patch, strides, kernels = patch_and_strides(
         _triple(np.maximum(1, np.round(shape))), (a, b, c), means.patch_voxels
@@ -181,8 +190,12 @@ def _plan_of_width(
         spacing_mm=spacing,
         patch_size=patch,
         network=NetworkPlan(
-            name=network, spatial_dims=2 if flat else 3, in_channels=len(fingerprint.channels),
-            classes=len(labels) + 1, strides=strides, kernels=kernels,
+            name=network,
+            spatial_dims=2 if flat else 3,
+            in_channels=len(fingerprint.channels),
+            classes=len(labels) + 1,
+            strides=strides,
+            kernels=kernels,
             features=tuple(min(means.widest, width * 2**level) for level in range(len(strides))),
         ),
         training=TrainingPlan(
@@ -192,9 +205,11 @@ def _plan_of_width(
             "spacing_mm": spacing_reason,
             "patch_size": f"median scan {fingerprint.median_shape}, at most {means.patch_voxels} "
             "voxels, rounded up to what the strides need",
-            "mirror_axes": "no mirroring: " + (
+            "mirror_axes": "no mirroring: "
+            + (
                 f"left and right are labels of their own ({pairs[0][0]}, {pairs[0][1]})"
-                if pairs else "organs have a side"
+                if pairs
+                else "organs have a side"
             ),
             "normalisation": "CT: clipped to foreground percentiles; else z-score of each scan",
         },
@@ -218,8 +233,12 @@ def _spacing(fingerprint: Fingerprint) -> tuple[Spacing, str]:
 def _channel_plan(facts: ChannelFacts) -> ChannelPlan:
     if facts.modality.upper() == "CT":
         return ChannelPlan(
-            name=facts.name, normalisation="ct", clip_low=facts.percentile_00_5,
-            clip_high=facts.percentile_99_5, mean=facts.foreground_mean, std=facts.foreground_std,
+            name=facts.name,
+            normalisation="ct",
+            clip_low=facts.percentile_00_5,
+            clip_high=facts.percentile_99_5,
+            mean=facts.foreground_mean,
+            std=facts.foreground_std,
         )
     # A quarter of exact zeros is a background that someone cut away (skull stripping).
     masked = facts.zero_share > 0.25
@@ -238,6 +257,6 @@ def _with_reason(plan: Plan, key: str, reason: str) -> Plan:
     return plan.model_copy(update={"reasons": {**plan.reasons, key: reason}})
 
 
-def _triple(values: np.ndarray) -> Triple:
+def _triple(values: NDArray[Any]) -> Triple:
     a, b, c = (int(value) for value in values)
     return a, b, c

@@ -47,7 +47,11 @@ class CachedCase:
 
 
 def build_cache(
-    folder: Path, cases: Sequence[Case], plan: Plan, *, workers: int = 2,
+    folder: Path,
+    cases: Sequence[Case],
+    plan: Plan,
+    *,
+    workers: int = 2,
     progress: Progress | None = None,
 ) -> list[CachedCase]:
     """Preprocess the cases that are not there yet, and open all of them.

@@ -74,20 +74,26 @@ def save_checkpoint(path: Path, state: TrainState, device: torch.device) -> None
         tensors |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in (state.best or {}).items()}
     for index, moments in state.optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()
-                    if isinstance(value, Tensor)}
+        tensors |= {
+            f"optimiser.{index}.{name}": value
+            for name, value in moments.items()
+            if isinstance(value, Tensor)
+        }
     facts = {
-        "format": CHECKPOINT_FORMAT, "step": state.step, "elapsed_s": state.elapsed_s,
-        "best_score": state.best_score, "looked": state.looked, "history": state.history, "scaler": state.scaler,
+        "format": CHECKPOINT_FORMAT,
+        "step": state.step,
+        "elapsed_s": state.elapsed_s,
+        "best_score": state.best_score,
+        "looked": state.looked,
+        "history": state.history,
+        "scaler": state.scaler,
         "environment": environment(device),
     }
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_bytes(path, save(plain, metadata={"medseg": json.dumps(facts)}))
 
 
-def load_checkpoint(
-    path: Path, state: TrainState, device: torch.device, *, exact: bool
-) -> None:
+def load_checkpoint(path: Path, state: TrainState, device: torch.device, *, exact: bool) -> None:
     """Bring ``state`` to where the file says.
 
     Args:
@@ -106,7 +112,9 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(
-            str(path), expected="a medseg checkpoint", got=str(error),
+            str(path),
+            expected="a medseg checkpoint",
+            got=str(error),
             cure="Start again without --resume.",
         ) from error
     _check_environment(facts["environment"], environment(device), exact=exact)
@@ -139,11 +147,17 @@ def _load_optimiser(optimiser: Optimizer, tensors: dict[str, Tensor]) -> None:
 
 
 def _check_environment(then: dict[str, str], now: dict[str, str], *, exact: bool) -> None:
-    changed = [f"{key} {then.get(key)} then, {now[key]} now" for key in now if then.get(key) != now[key]]
+    changed = [
+        f"{key} {then.get(key)} then, {value} now"
+        for key, value in now.items()
+        if then.get(key) != value
+    ]
     if exact and changed:
         raise InputError(
-            "--resume --deterministic", expected="the same processor, threads and versions",
-            got="; ".join(changed), cure="Resume without --deterministic, or on the same machine.",
+            "--resume --deterministic",
+            expected="the same processor, threads and versions",
+            got="; ".join(changed),
+            cure="Resume without --deterministic, or on the same machine.",
         )
 
 

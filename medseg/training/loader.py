@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +63,12 @@ class Batches:
     """
 
     def __init__(
-        self, cases: Sequence[CachedCase], plan: Plan, *, seed: int, device: torch.device,
+        self,
+        cases: Sequence[CachedCase],
+        plan: Plan,
+        *,
+        seed: int,
+        device: torch.device,
         workers: int = 0,
     ) -> None:
         self.cases, self.plan, self.seed = list(cases), plan, seed
@@ -80,7 +85,7 @@ class Batches:
         draws = self.draw(step)
         return self._finish(draws, [self._read(draw) for draw in draws])
 
-    def iterate(self, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def iterate(self, first_step: int) -> Generator[tuple[Tensor, Tensor]]:
         """Batches from a step on, without end; time spent waiting adds up in ``waited_s``."""
         if self.workers == 0:
             step = first_step
@@ -92,7 +97,7 @@ class Batches:
                 step += 1
         yield from self._iterate_ahead(first_step)
 
-    def _iterate_ahead(self, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _iterate_ahead(self, first_step: int) -> Generator[tuple[Tensor, Tensor]]:
         with ThreadPoolExecutor(self.workers) as pool:
             queue: deque[tuple[list[Draw], list[Future[_Box]]]] = deque()
             step = first_step
@@ -113,7 +118,9 @@ class Batches:
         index = self._case_at(step * training.batch_size + sample)
         case = self.cases[index]
         variation = draw_variation(
-            rng, training.augmentation, spatial_dims=self.plan.network.spatial_dims,
+            rng,
+            training.augmentation,
+            spatial_dims=self.plan.network.spatial_dims,
             spacing=self._spacing,
         )
         patch, size = np.array(self.plan.patch_size), np.array(case.label.shape)

@@ -240,6 +240,8 @@ class _Epoch:
 def _check_finite(loss: float, step: int) -> None:
     if not math.isfinite(loss):
         raise MedsegError(
-            "training", expected="a finite loss", got=f"{loss} at step {step}",
+            "training",
+            expected="a finite loss",
+            got=f"{loss} at step {step}",
             cure="Start again with a lower --set plan.training.learning_rate=...",
         )

@@ -63,11 +63,14 @@ class RunMonitor:
                     "prediction": plan.labels.to_values(prediction),
                 },
                 geometry=Geometry((a, b, c), np.diag([*spacing, 1.0])),
-                labels=plan.labels, title=f"step {step}", modality="MR",
+                labels=plan.labels,
+                title=f"step {step}",
+                modality="MR",
             )
             write_bytes(self.folder / "overlays" / f"step_{step:07d}.png", picture)
             pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
-            self._board.add_image("overlay", torch.from_numpy(pixels.copy()), step, dataformats="HWC")
+            image = torch.from_numpy(pixels.copy())
+            self._board.add_image("overlay", image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Write what TensorBoard still holds back."""

@@ -42,7 +42,8 @@ def learn_postprocessing(
     was, becomes = mean_over_cases(np.array(before)), mean_over_cases(np.array(after))
     return tuple(
         PostprocessStep(
-            step="largest", label=label.name,
+            step="largest",
+            label=label.name,
             evidence=f"mean Dice {was[index]:.4f} -> {becomes[index]:.4f} on {len(before)} "
             "cases kept back from training",
         )

@@ -27,7 +27,10 @@ class Schedule:
 
 
 def learning_rate(plan: TrainingPlan, progress: float) -> float:
-    """Linear warm-up, then polynomial decay to 0 (the "poly" rule of DeepLab, Chen et al., 2018)."""
+    """Linear warm-up, then polynomial decay to 0.
+
+    Source: the "poly" rule of DeepLab (Chen et al., TPAMI 40, 2018).
+    """
     if progress < plan.warmup_share:
         return plan.learning_rate * (0.1 + 0.9 * progress / plan.warmup_share)
     left = (1 - progress) / (1 - plan.warmup_share)

@@ -44,4 +44,6 @@ def mean_over_cases(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each column of (cases, labels) without NaN; NaN where nothing is left."""
     known = ~np.isnan(table)
     empty = np.full(table.shape[1], np.nan)
-    return np.divide(np.nansum(table, axis=0), known.sum(axis=0), out=empty, where=known.any(axis=0))
+    sums = np.nansum(table, axis=0)
+    means = np.divide(sums, known.sum(axis=0), out=empty, where=known.any(axis=0))
+    return np.asarray(means)

@@ -105,7 +105,11 @@ def needed_box(
 
 
 def sample_patch(
-    box: Tensor, origin: NDArray[np.float64], matrix: NDArray[np.float64], *, patch: Triple,
+    box: Tensor,
+    origin: NDArray[np.float64],
+    matrix: NDArray[np.float64],
+    *,
+    patch: Triple,
     nearest: bool = False,
 ) -> Tensor:
     """Resample one patch out of a box of voxels.
@@ -185,8 +189,11 @@ class RandVaryd(MapTransform, Randomizable):
         centre = (np.array([a, b, c]) - 1) / 2
         for key in self.key_iterator(done):
             moved = sample_patch(
-                torch.as_tensor(done[key]).float(), centre, variation.matrix,
-                patch=(a, b, c), nearest=key == self.label,
+                torch.as_tensor(done[key]).float(),
+                centre,
+                variation.matrix,
+                patch=(a, b, c),
+                nearest=key == self.label,
             )
             done[key] = vary_intensity(moved, variation) if key == self.image else moved
         return done

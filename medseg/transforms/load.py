@@ -42,7 +42,9 @@ class LoadScan(Transform):
         if not np.isfinite(voxels.sum(dtype=np.float64)):
             bad = int(voxels.size - np.isfinite(voxels).sum())
             raise FileError(
-                scan.source, expected="finite voxels", got=f"{bad} that are NaN or infinite",
+                scan.source,
+                expected="finite voxels",
+                got=f"{bad} that are NaN or infinite",
                 cure="Replace them with the background value and try again.",
             )
         return with_geometry(torch.from_numpy(voxels), scan.geometry)

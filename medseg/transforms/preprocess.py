@@ -47,7 +47,8 @@ class RestoreRecord:
         """Work out the grids that preprocessing at this spacing goes through."""
         orientation = original.orientation_to_ras()
         oriented = original.reoriented(orientation)
-        return cls(original, orientation, oriented, oriented.with_shape(oriented.shape_at(spacing_mm)))
+        working = oriented.with_shape(oriented.shape_at(spacing_mm))
+        return cls(original, orientation, oriented, working)
 
 
 class OrientToRAS(Transform):
@@ -70,8 +71,10 @@ class NormaliseChannels(Transform):
     def __call__(self, data: MetaTensor) -> MetaTensor:
         if data.shape[0] != len(self.channels):
             raise InputError(
-                "channels", expected=f"{len(self.channels)} "
-                f"({', '.join(channel.name for channel in self.channels)})", got=str(data.shape[0]),
+                "channels",
+                expected=f"{len(self.channels)} "
+                f"({', '.join(channel.name for channel in self.channels)})",
+                got=str(data.shape[0]),
                 cure="Give one image per channel in the plan's order.",
             )
         parts = [
@@ -137,7 +140,8 @@ def normalise(voxels: Tensor, channel: ChannelPlan) -> Tensor:
     Source: the schemes of nnU-Net (Isensee et al., Nature Methods 18, 2021, online methods).
     """
     if channel.normalisation == "ct":
-        assert channel.mean is not None and channel.std is not None
+        assert channel.mean is not None
+        assert channel.std is not None
         clipped = voxels.clamp(channel.clip_low, channel.clip_high)
         return (clipped - channel.mean) / max(channel.std, 1e-6)
     if channel.normalisation == "zscore":

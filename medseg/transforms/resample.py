@@ -57,13 +57,11 @@ def _vote(labels: NDArray[Any], axes: list[list[NDArray[Any]]]) -> NDArray[Any]:
     corners, weights = [], []
     for picks in product((0, 1), repeat=3):
         index = np.ix_(*(axis[pick] for axis, pick in zip(axes, picks, strict=True)))
-        a, b, c = (
-            axis[2] if pick else 1 - axis[2] for axis, pick in zip(axes, picks, strict=True)
-        )
-        corners.append(labels[index])
+        a, b, c = (axis[2] if pick else 1 - axis[2] for axis, pick in zip(axes, picks, strict=True))
+        corners.append(np.asarray(labels[index]))
         weights.append(a[:, None, None] * b[:, None] * c)
     if all(np.array_equal(corners[0], corner) for corner in corners[1:]):
-        return corners[0]
+        return np.asarray(corners[0])
     best, winner = np.full(corners[0].shape, -1.0, dtype=np.float32), corners[0].copy()
     for candidate in corners:
         score = np.zeros_like(best)
@@ -73,7 +71,7 @@ def _vote(labels: NDArray[Any], axes: list[list[NDArray[Any]]]) -> NDArray[Any]:
         wins = score > best + 1e-6
         winner[wins] = candidate[wins]
         best[wins] = score[wins]
-    return winner
+    return np.asarray(winner)
 
 
 def interpolate_rows(volume: Tensor, rows: slice, shape: Triple) -> Tensor:

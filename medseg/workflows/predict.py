@@ -112,8 +112,10 @@ def find_cases(inputs: Sequence[Path], plan: Plan, *, out: Path | None = None) -
     files = list(dict.fromkeys(files))
     if not files:
         raise InputError(
-            ", ".join(map(str, inputs)) or "inputs", expected="at least one scan",
-            got="none of a known format", cure="NIfTI, NRRD, MHA, PNG, JPEG and TIFF are read.",
+            ", ".join(map(str, inputs)) or "inputs",
+            expected="at least one scan",
+            got="none of a known format",
+            cure="NIfTI, NRRD, MHA, PNG, JPEG and TIFF are read.",
         )
     base = Path(os.path.commonpath(roots))
     named: dict[str, Path] = {}
@@ -121,7 +123,9 @@ def find_cases(inputs: Sequence[Path], plan: Plan, *, out: Path | None = None) -
         case = str((file.parent / case_name(file)).relative_to(base).as_posix())
         if case in named:
             raise InputError(
-                f"case id '{case}'", expected="one scan", got=f"{named[case]} and {file}",
+                f"case id '{case}'",
+                expected="one scan",
+                got=f"{named[case]} and {file}",
                 cure="Rename one of them, or give them in two calls.",
             )
         named[case] = file
@@ -151,19 +155,20 @@ def read_case_table(path: Path, plan: Plan) -> list[Job]:
     missing = [name for name in ("case", *names) if name not in columns]
     if not rows or missing:
         raise InputError(
-            str(path), expected=f"rows with the columns case, {', '.join(names)}",
+            str(path),
+            expected=f"rows with the columns case, {', '.join(names)}",
             got=f"columns {', '.join(map(str, columns)) or 'none'}",
         )
     jobs: dict[str, Path | dict[str, Path]] = {}
     for line, row in enumerate(rows, start=2):
-        case = (row["case"] or "").strip()
+        where, case = f"{path}, line {line}", (row["case"] or "").strip()
         cells = {name: (row[name] or "").strip() for name in names}
         if not case or not all(cells.values()):
-            raise InputError(f"{path}, line {line}", expected="a value in each column", got="a gap")
+            raise InputError(where, expected="a value in each column", got="a gap")
         if case in jobs:
-            raise InputError(f"{path}, line {line}", expected="a new case id", got=f"'{case}' again")
+            raise InputError(where, expected="a new case id", got=f"'{case}' again")
         if Path(case).is_absolute() or ".." in Path(case).parts:
-            raise InputError(f"{path}, line {line}", expected="a name below --out", got=case)
+            raise InputError(where, expected="a name below --out", got=case)
         files = {name: path.parent / cell for name, cell in cells.items()}
         jobs[case] = files if len(plan.channels) > 1 else next(iter(files.values()))
     return list(jobs.items())
@@ -182,7 +187,8 @@ def _by_channel(named: dict[str, Path], plan: Plan) -> list[Job]:
         number = int(match["channel"])
         if number >= len(names):
             raise InputError(
-                str(file), expected=f"channels _0000 to _{len(names) - 1:04d} ({', '.join(names)})",
+                str(file),
+                expected=f"channels _0000 to _{len(names) - 1:04d} ({', '.join(names)})",
                 got=f"_{match['channel']}",
             )
         grouped.setdefault(match["case"], {})[names[number]] = file
@@ -190,16 +196,16 @@ def _by_channel(named: dict[str, Path], plan: Plan) -> list[Job]:
         missing = [name for name in names if name not in files]
         if missing:
             raise InputError(
-                f"case '{case}'", expected=f"a file for each of {', '.join(names)}",
+                f"case '{case}'",
+                expected=f"a file for each of {', '.join(names)}",
                 got=f"none for {', '.join(missing)}",
                 cure="Name them case_0000, case_0001 ... in the order of the channels.",
             )
-    return whole + [(case, {name: files[name] for name in names}) for case, files in grouped.items()]
+    joined = [(case, {name: parts[name] for name in names}) for case, parts in grouped.items()]
+    return [*whole, *joined]
 
 
-def _segment_all(
-    model: Model, jobs: Sequence[Job], out: Path, labels: Sequence[str] | None
-) -> Any:
+def _segment_all(model: Model, jobs: Sequence[Job], out: Path, labels: Sequence[str] | None) -> Any:
     """Yield (case, error or None, path); the mask of one case is written beside the next."""
 
     def save(case: str, result: Any) -> tuple[str, Exception | None, Path]:
@@ -238,7 +244,9 @@ def _raise_all_failed(errors: list[Exception], total: int) -> None:
     if total == 1:
         raise first
     raise type(first)(
-        first.what, expected=first.expected, got=first.got,
+        first.what,
+        expected=first.expected,
+        got=first.got,
         cure=f"{first.cure} All {total} cases failed; this is the first.".strip(),
     ) from first
 

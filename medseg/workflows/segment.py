@@ -48,7 +48,9 @@ def read(source: ScanLike, plan: Plan) -> Scan:
     if isinstance(source, Mapping):
         if set(source) != set(names):
             raise InputError(
-                "channels", expected=", ".join(names), got=", ".join(map(str, source)) or "none",
+                "channels",
+                expected=", ".join(names),
+                got=", ".join(map(str, source)) or "none",
                 cure="Give one scan for each channel name.",
             )
         parts = {name: _read_one(source[name]) for name in names}
@@ -57,8 +59,10 @@ def read(source: ScanLike, plan: Plan) -> Scan:
         scan = _read_one(source)
     if len(scan.channels) != len(names):
         raise InputError(
-            scan.source, expected=f"{len(names)} channels ({', '.join(names)})",
-            got=str(len(scan.channels)), cure="Give the scan that this model was trained for.",
+            scan.source,
+            expected=f"{len(names)} channels ({', '.join(names)})",
+            got=str(len(scan.channels)),
+            cure="Give the scan that this model was trained for.",
         )
     return scan
 
@@ -68,14 +72,20 @@ def segment(scan: Scan, predictor: Predictor) -> NDArray[Any]:
     flat_model = predictor.plan.network.spatial_dims == 2
     if not flat_model and scan.geometry.shape[2] == 1 and min(predictor.plan.patch_size) > 1:
         raise InputError(
-            scan.source, expected="a volume (the model is 3D)",
-            got=f"one slice, {scan.geometry.shape}", cure="Give the whole volume.",
+            scan.source,
+            expected="a volume (the model is 3D)",
+            got=f"one slice, {scan.geometry.shape}",
+            cure="Give the whole volume.",
         )
     return predictor.segment(scan)
 
 
 def finish(
-    classes: NDArray[Any], scan: Scan, plan: Plan, *, labels: Sequence[str] | None = None,
+    classes: NDArray[Any],
+    scan: Scan,
+    plan: Plan,
+    *,
+    labels: Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Prediction:
     """Step 3: mask values, post-processing, the labels that were asked for."""
@@ -173,7 +183,8 @@ def _read_one(source: ScanLike) -> Scan:
 
         return scan_from_sitk(source)
     raise InputError(
-        "scan", expected="a path, a nibabel or SimpleITK image, or (array, affine)",
+        "scan",
+        expected="a path, a nibabel or SimpleITK image, or (array, affine)",
         got=type(source).__name__,
     )
 
@@ -182,7 +193,8 @@ def _from_array(array: Any, affine: Any) -> Scan:
     voxels = np.asarray(array)
     if voxels.ndim not in (3, 4) or voxels.dtype.kind not in "biuf":
         raise InputError(
-            "array", expected="real numbers (I, J, K) or (C, I, J, K)",
+            "array",
+            expected="real numbers (I, J, K) or (C, I, J, K)",
             got=f"{voxels.dtype} {voxels.shape}",
         )
     a, b, c = (int(side) for side in voxels.shape[-3:])

@@ -1,0 +1,114 @@
+"""From the final state of a fold to a package that has been judged."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg import __version__
+from medseg.core.plan import Plan
+from medseg.datasets.dataset import Split
+from medseg.evaluation.evaluate import score_case, summarise
+from medseg.inference.predictor import Predictor
+from medseg.io.atomic import write_text
+from medseg.io.formats import read_mask
+from medseg.package.package import ModelFile, ModelPackage, load_package, save_package
+from medseg.training.cache import CachedCase
+from medseg.training.checkpoint import TrainState, environment
+from medseg.training.postprocessing import learn_postprocessing
+from medseg.workflows import segment
+from medseg.workflows.run import Run
+
+
+def package_fold(
+    run: Run, plan: Plan, state: TrainState, inner: list[CachedCase], *, folder: Path, name: str
+) -> ModelPackage:
+    """Write the package: the best weights, the post-processing that the inner cases chose."""
+    assert state.best is not None
+    state.average.load_state_dict(state.best)
+    predictor = Predictor([state.average], plan, run.device)
+    final = plan.model_copy(update={"postprocess": learn_postprocessing(predictor, inner)})
+    model = ModelFile(
+        medseg_version=__version__,
+        weights=("weights.safetensors",),
+        plan=final,
+        licence=run.dataset.licence,
+        training={
+            "dataset": run.dataset.name,
+            "fold": name,
+            "inner_cases": len(inner),
+            "seed": run.settings.seed,
+            "deterministic": run.settings.deterministic,
+            "steps": state.step,
+            "seconds": round(state.elapsed_s, 1),
+            "inner_dice": round(state.best_score, 4) if inner else None,
+            "device": run.device.type,
+            "torch": environment(run.device)["torch"],
+        },
+    )
+    save_package(folder / "model", model, [state.best])
+    return load_package(folder / "model")
+
+
+def save_with_metrics(folder: Path, package: ModelPackage, metrics: dict[str, Any]) -> None:
+    """Write the package again with its figures; names of cases stay out of it."""
+    facts = {"validation": {key: metrics[key] for key in ("mean", "labels")}}
+    facts["validation"]["cases"] = len(metrics["cases"])
+    save_package(folder, package.model.model_copy(update={"metrics": facts}), package.members)
+
+
+def validate_fold(
+    run: Run, package: ModelPackage, split: Split, folder: Path
+) -> dict[str, Any] | None:
+    """Segment the fold's validation cases from their files, once, and score them."""
+    if not split.validation:
+        return None
+    predictor = Predictor(package.networks(), package.plan, run.device)
+    report = run.phase("validate")
+    scores = {}
+    for number, case in enumerate(run.dataset.select(split.validation), start=1):
+        assert case.label is not None
+        scan = segment.read(case.image, package.plan)
+        provenance = segment.provenance_of(
+            predictor, package.sha256, input_sha256=[segment.file_sha256(case.image)]
+        )
+        prediction = segment.finish(
+            segment.segment(scan, predictor), scan, package.plan, provenance=provenance
+        )
+        segment.write(prediction, folder / "validation" / f"{case.id}.nii.gz")
+        reference = run.labels.to_values(run.labels.to_classes(read_mask(case.label)[0]))
+        scores[case.id] = score_case(
+            prediction.labels, reference, spacing_mm=scan.geometry.spacing_mm, labels=run.labels
+        )
+        report(number, len(split.validation), case.id)
+    metrics = summarise(scores, run.labels)
+    write_text(folder / "validation" / "metrics.json", json.dumps(metrics, indent=2))
+    return metrics
+
+
+def join_folds(run: Run, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+    """One package of all folds; a post-processing step stays where every fold chose it."""
+    packages = [load_package(outcome["model"]) for outcome in outcomes]
+    plan = packages[0].plan
+    chosen = [{(s.step, s.label) for s in package.plan.postprocess} for package in packages]
+    steps = tuple(s for s in plan.postprocess if all((s.step, s.label) in c for c in chosen))
+    dice = [outcome["metrics"]["mean"]["dice"] for outcome in outcomes]
+    means = {"folds": len(dice), "dice": float(np.mean(dice)), "dice_per_fold": dice}
+    model = packages[0].model.model_copy(
+        update={
+            "plan": plan.model_copy(update={"postprocess": steps}),
+            "weights": tuple(f"weights_{number}.safetensors" for number in range(len(packages))),
+            "training": {**packages[0].model.training, "fold": "all"},
+            "metrics": {"cross_validation": means},
+        }
+    )
+    save_package(run.folder / "model", model, [package.members[0] for package in packages])
+    return {
+        "model": str(run.folder / "model"), "metrics": {"mean": means}, "folds": outcomes,
+        "steps": sum(outcome["steps"] for outcome in outcomes),
+        "seconds": {"total": round(time.perf_counter() - run.began, 1)},
+    }  # fmt: skip
