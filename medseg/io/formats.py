@@ -98,7 +98,9 @@ def read_mask(path: str | Path) -> tuple[NDArray[Any], Scan]:
     scan = read_image(path, palette_as_values=True) if row.read is read_image else row.read(path)
     if len(scan.channels) != 1:
         raise FileError(
-            scan.source, expected="a mask of one channel", got=f"{len(scan.channels)} channels",
+            scan.source,
+            expected="a mask of one channel",
+            got=f"{len(scan.channels)} channels",
             cure="Save one label value per voxel, not colours or one-hot channels.",
         )
     return _label_values(scan.voxels()[0], scan.source), scan
@@ -177,7 +179,9 @@ def _format_of(path: Path) -> Format:
         raise FileError(str(path), expected="a scan", got="no such file") from error
     except (OSError, EOFError, zlib.error) as error:
         raise FileError(
-            str(path), expected="a whole file", got=str(error) or "one that cannot be opened",
+            str(path),
+            expected="a whole file",
+            got=str(error) or "one that cannot be opened",
             cure="Copy or export it again.",
         ) from error
     given = str(path).lower()
@@ -198,11 +202,15 @@ def _unknown(path: Path, head: bytes) -> FileError:
         )
     if head[128:132] == b"DICM":
         return FileError(
-            str(path), expected=expected, got="DICOM",
+            str(path),
+            expected=expected,
+            got="DICOM",
             cure="Convert the series to NIfTI first, for example with dcm2niix.",
         )
     return FileError(
-        str(path), expected=expected, got="something else",
+        str(path),
+        expected=expected,
+        got="something else",
         cure="Check the file; convert it if it is a scan of another format.",
     )
 
@@ -214,7 +222,9 @@ def _label_values(values: NDArray[Any], source: str) -> NDArray[Any]:
         values = _whole(values, source)
     if values.dtype.kind == "i" and values.size and int(values.min()) < 0:
         raise LabelError(
-            source, expected="label values of 0 and more", got=str(int(values.min())),
+            source,
+            expected="label values of 0 and more",
+            got=str(int(values.min())),
             cure="Give this structure a positive value.",
         )
     return values
@@ -228,7 +238,9 @@ def _whole(values: NDArray[Any], source: str) -> NDArray[Any]:
     wrong |= np.abs(whole) > np.iinfo(np.int32).max
     if wrong.any():
         raise LabelError(
-            source, expected="whole numbers", got=f"the value {float(values[wrong][0]):g}",
+            source,
+            expected="whole numbers",
+            got=f"the value {float(values[wrong][0]):g}",
             cure="Save the labels as integers; a mask must not be interpolated or scaled.",
         )
     labels: NDArray[np.int32] = whole.astype(np.int32)

@@ -56,17 +56,23 @@ def read_image(path: Path, *, palette_as_values: bool = False) -> Scan:
         raise _unreadable(path, error) from error
     if clear and not (palette_as_values and mode == "P"):
         raise FileError(
-            str(path), expected="grey or red-green-blue pixels", got="transparency (alpha)",
+            str(path),
+            expected="grey or red-green-blue pixels",
+            got="transparency (alpha)",
             cure="Save it without an alpha channel.",
         )
     if pages > 1:
         raise FileError(
-            str(path), expected="one page", got=f"{pages} pages",
+            str(path),
+            expected="one page",
+            got=f"{pages} pages",
             cure="Save a volume as NIfTI, or each page as a file.",
         )
     if mode not in (*_GREY, "RGB", "P"):
         raise FileError(
-            str(path), expected="grey or red-green-blue pixels", got=f"colours of type {mode}",
+            str(path),
+            expected="grey or red-green-blue pixels",
+            got=f"colours of type {mode}",
             cure="Save it as grey or RGB.",
         )
     channels = 1 if mode in _GREY or (mode == "P" and palette_as_values) else 3
@@ -87,7 +93,9 @@ def write_image_mask(path: Path, prediction: Prediction) -> None:
     """
     if prediction.labels.shape[2] != 1:
         raise FileError(
-            str(path), expected="a 2D mask", got=f"shape {prediction.labels.shape}",
+            str(path),
+            expected="a 2D mask",
+            got=f"shape {prediction.labels.shape}",
             cure="Write volumes as .nii.gz.",
         )
     pixels = np.ascontiguousarray(prediction.labels[:, :, 0].T)
@@ -112,6 +120,8 @@ def _unreadable(path: Path, error: Exception) -> FileError:
         return FileError(str(path), expected="a picture", got="no such file")
     got = "a damaged one" if isinstance(error, UnidentifiedImageError) else str(error)
     return FileError(
-        str(path), expected="a whole PNG, TIFF or JPEG file", got=got,
+        str(path),
+        expected="a whole PNG, TIFF or JPEG file",
+        got=got,
         cure="Copy or export the file again.",
     )

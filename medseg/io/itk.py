@@ -115,7 +115,8 @@ def _describe(image: Any, components: int, source: str) -> tuple[Geometry, int]:
     extra = size[3] if dims == 4 else 1
     if dims not in (2, 3, 4) or (extra > 1 and components > 1):
         raise FileError(
-            source, expected="2D, 3D, or 3D with channels",
+            source,
+            expected="2D, 3D, or 3D with channels",
             got=f"size {size} with {components} components",
             cure="Save one time point or one channel set to a file.",
         )
@@ -123,7 +124,9 @@ def _describe(image: Any, components: int, source: str) -> tuple[Geometry, int]:
     direction = np.reshape(image.GetDirection(), (dims, dims))[:used, :used]
     try:
         geometry = Geometry.from_lps(
-            size[:used], image.GetOrigin()[:used], image.GetSpacing()[:used],
+            size[:used],
+            image.GetOrigin()[:used],
+            image.GetSpacing()[:used],
             tuple(direction.ravel()),
         )
     except GeometryError as error:
@@ -139,7 +142,9 @@ def _voxels(image: Any, sitk: ModuleType) -> NDArray[Any]:
     dims = image.GetDimension()
     if array.dtype.kind not in "biuf":
         raise FileError(
-            "voxels", expected="whole or real numbers", got=str(array.dtype),
+            "voxels",
+            expected="whole or real numbers",
+            got=str(array.dtype),
             cure="Save the magnitude.",
         )
     if image.GetNumberOfComponentsPerPixel() > 1:
@@ -160,7 +165,9 @@ def _check_size(path: Path, reader: Any, sitk: ModuleType) -> None:
         voxels *= int(length)
     if voxels > path.stat().st_size * _MAX_DEFLATE_RATIO:
         raise FileError(
-            str(path), expected=f"{reader.GetSize()} voxels", got=f"{path.stat().st_size} bytes",
+            str(path),
+            expected=f"{reader.GetSize()} voxels",
+            got=f"{path.stat().st_size} bytes",
             cure="Copy or export the file again.",
         )
 
@@ -169,7 +176,9 @@ def _unreadable(path: Path, error: RuntimeError) -> FileError:
     if not path.exists():
         return FileError(str(path), expected="a scan", got="no such file")
     return FileError(
-        str(path), expected="a whole NRRD or MetaImage file", got=_last_line(error),
+        str(path),
+        expected="a whole NRRD or MetaImage file",
+        got=_last_line(error),
         cure="Copy or export it again, with all files that belong to it.",
     )
 

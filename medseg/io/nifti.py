@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import nibabel as nib
 import numpy as np
-from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
@@ -48,11 +48,19 @@ class _Stored:
     """What a header says about its voxels."""
 
     header: Header
-    forms: NiftiForms
     geometry: Geometry
+    forms: NiftiForms
     shape: tuple[int, ...]
     channels: int
+    offset: int
     data_path: Path
+
+
+class _Named(logging.LoggerAdapter[logging.Logger]):
+    """Puts the file in front of what nibabel says about its header."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, Any]:
+        return f"{(self.extra or {}).get('source')}: {msg}", kwargs
 
 
 def looks_like_nifti(head: bytes) -> bool:
@@ -113,7 +121,7 @@ def scan_from_nibabel(image: SpatialImage) -> Scan:
     return Scan(
         _geometry(grid, affine, scale, str(source)),
         tuple(str(number) for number in range(channels)),
-        lambda: _channels_first(_in_own_type(image.dataobj), grid, channels),
+        lambda: _channels_first(_from_dataobj(image, str(source)), grid, channels),
         source=str(source),
         forms=forms,
     )
@@ -126,16 +134,18 @@ def _inspect(path: Path) -> _Stored:
         stored_shape = tuple(int(size) for size in raw.get_data_shape())
         forms = _forms_of(raw, stored_shape)
         header = raw.copy()
-        header.check_fix(logger=_LOG, error_level=40)
-        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-        dtype = header.get_data_dtype()
+        header.check_fix(logger=_Named(_LOG, {"source": str(path)}), error_level=40)
+        with np.errstate(invalid="ignore"):  # Geometry refuses what is not finite, by name
+            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        dtype, offset = header.get_data_dtype(), _data_offset(header)
     except BROKEN as error:
         raise unreadable(path, error) from error
     grid, channels = _layout(stored_shape, str(path))
     _check_type(dtype, str(path))
-    _check_size(data_path, header, stored_shape)
+    _check_size(data_path, offset + math.prod(stored_shape) * dtype.itemsize)
     geometry = _geometry(grid, affine, _mm_per_unit(header), str(path))
-    return _Stored(header, forms, geometry, stored_shape, channels, data_path)
+    return _Stored(header, geometry, forms, shape=stored_shape, channels=channels,
+                   offset=offset, data_path=data_path)  # fmt: skip
 
 
 def read_header(path: Path) -> Header:
@@ -149,13 +159,17 @@ def read_header(path: Path) -> Header:
     size = _header_size(head)
     if size is None or len(head) < size:
         raise FileError(
-            str(path), expected="a NIfTI header", got=f"{len(head)} bytes that are none",
+            str(path),
+            expected="a NIfTI header",
+            got=f"{len(head)} bytes that are none",
             cure="Copy or export the file again.",
         )
     offset = _MAGIC_OFFSET[size]
     if head[offset : offset + 2] not in (b"n+", b"ni"):
         raise FileError(
-            str(path), expected="NIfTI", got="Analyze 7.5, which does not say how the patient lies",
+            str(path),
+            expected="NIfTI",
+            got="Analyze 7.5, which does not say how the patient lies",
             cure="Convert the original images to NIfTI.",
         )
     kind = nib.Nifti1Header if size == 348 else nib.Nifti2Header
@@ -192,7 +206,9 @@ def _data_path(path: Path, header: Header) -> Path:
         if stem is not None and path.with_name(stem + suffix).is_file():
             return path.with_name(stem + suffix)
     raise FileError(
-        str(path), expected=f"its voxels in {stem or path.stem}.img beside it", got="no such file",
+        str(path),
+        expected=f"its voxels in {stem or path.stem}.img beside it",
+        got="no such file",
         cure="Copy both files of the pair into one folder.",
     )
 
@@ -203,7 +219,9 @@ def _layout(shape: tuple[int, ...], source: str) -> tuple[Triple, int]:
     extra = [size for size in full[3:] if size != 1]
     if len(shape) < 2 or min(shape) < 1 or len(extra) > 1:
         raise FileError(
-            source, expected="2D, 3D, or 3D with channels", got=f"shape {shape}",
+            source,
+            expected="2D, 3D, or 3D with channels",
+            got=f"shape {shape}",
             cure="Save one time point or one channel set to a file.",
         )
     return (full[0], full[1], full[2]), extra[0] if extra else 1
@@ -214,26 +232,26 @@ def _check_type(dtype: np.dtype[Any], source: str) -> None:
         return
     colour = dtype.names is not None
     raise FileError(
-        source, expected="whole or real numbers",
+        source,
+        expected="whole or real numbers",
         got="red-green-blue voxels" if colour else f"voxels of type {dtype}",
-        cure="Save the grey values, or each colour as a channel of a 4D file." if colour
+        cure="Save the grey values, or each colour as a channel of a 4D file."
+        if colour
         else "Save the magnitude.",
     )
 
 
-def _check_size(path: Path, header: Header, shape: tuple[int, ...]) -> None:
+def _check_size(path: Path, promised_bytes: int) -> None:
     """Refuse a header that promises more than the file can hold, before memory is taken."""
-    voxels = 1
-    for size in shape:
-        voxels *= int(size)
-    promised = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize
-    held = path.stat().st_size
+    held_bytes = path.stat().st_size
     with path.open("rb") as stream:
         packed = stream.read(2) == _GZIP_MAGIC
-    if promised > held * (_MAX_DEFLATE_RATIO if packed else 1):
+    if promised_bytes > held_bytes * (_MAX_DEFLATE_RATIO if packed else 1):
         raise FileError(
-            str(path), expected=f"{promised} bytes for {shape} voxels", got=f"{held} bytes"
-            + (" compressed" if packed else ""), cure="Copy or export the file again.",
+            str(path),
+            expected=f"{promised_bytes} bytes as the header says",
+            got=f"{held_bytes} bytes" + (" compressed" if packed else ""),
+            cure="Copy or export the file again.",
         )
 
 
@@ -268,38 +286,62 @@ def _mm_per_unit(header: Header) -> float:
 
 def _load(path: Path, stored: _Stored) -> NDArray[Any]:
     header = stored.header
-    offset = int(header["vox_offset"])
-    slope, inter = header.get_slope_inter()
-    form = (
-        stored.shape, header.get_data_dtype(), offset,
-        1.0 if slope is None else slope, 0.0 if inter is None else inter,
-    )
     try:
         with open_maybe_gzip(stored.data_path) as stream:
-            proxy = ArrayProxy(stream, form, mmap=False)
-            array = _in_own_type(proxy)
+            stream.seek(stored.offset)
+            array = _fill(np.empty(stored.shape, header.get_data_dtype(), order="F"), stream)
             # To the end, so that a damaged or cut gzip is found by its checksum.
             while stream.read(1 << 20):
                 pass
+        array = _scaled(array, *header.get_slope_inter())
     except BROKEN as error:
         raise unreadable(path, error) from error
     return _channels_first(array, stored.geometry.shape, stored.channels)
 
 
-def _in_own_type(dataobj: Any) -> NDArray[Any]:
-    """Voxels in their own type and native byte order; float32 or wider where scaled."""
-    read: Callable[[], Any] | None = getattr(dataobj, "get_unscaled", None)
-    array = np.asanyarray(dataobj if read is None else read())
+def _fill(array: NDArray[Any], stream: BinaryIO) -> NDArray[Any]:
+    """Read voxels straight into their array: no second copy of a large scan in memory."""
+    target = array.reshape(-1, order="F").view(np.uint8).data
+    filled = 0
+    while filled < len(target):
+        count = stream.readinto(target[filled : filled + (1 << 24)])  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError(f"{filled} bytes of voxels instead of {len(target)}")
+        filled += count
+    return array
+
+
+def _from_dataobj(image: SpatialImage, source: str) -> NDArray[Any]:
+    """Voxels of a nibabel image, from its file or from memory, without float64 in between."""
+    dataobj = image.dataobj
+    try:
+        if not hasattr(dataobj, "get_unscaled"):
+            return np.asanyarray(dataobj)
+        return _scaled(np.asanyarray(dataobj.get_unscaled()), dataobj.slope, dataobj.inter)
+    except BROKEN as error:
+        raise unreadable(Path(source), error) from error
+
+
+def _scaled(array: NDArray[Any], slope: float | None, inter: float | None) -> NDArray[Any]:
+    """Apply a header's scaling in float32 or wider; whole numbers stay where there is none."""
     native: NDArray[Any] = array.astype(array.dtype.newbyteorder("="), copy=False)
-    slope, inter = getattr(dataobj, "slope", 1.0), getattr(dataobj, "inter", 0.0)
-    if read is None or (slope, inter) == (1.0, 0.0):
+    slope, inter = 1.0 if slope is None else slope, 0.0 if inter is None else inter
+    if (slope, inter) == (1.0, 0.0):
         return native
     # float32 holds all 16-bit numbers; nibabel's own scaling would double the memory.
     real = np.result_type(native.dtype, np.float32)
     scaled = native.astype(real)
-    scaled *= real.type(slope)
-    scaled += real.type(inter)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite voxels are refused by their user
+        scaled *= real.type(slope)
+        scaled += real.type(inter)
     return scaled
+
+
+def _data_offset(header: Header) -> int:
+    """Where voxels begin; a single file whose header does not say starts after the header."""
+    offset = int(header["vox_offset"])
+    single = header["magic"].item()[:2] == b"n+"
+    return offset or (int(header.single_vox_offset) if single else 0)
 
 
 def _channels_first(array: NDArray[Any], grid: Triple, channels: int) -> NDArray[Any]:

@@ -152,9 +152,11 @@ def test_difference_says_what_differs() -> None:
 def test_difference_sees_a_turn_that_leaves_the_origin() -> None:
     geometry = lopsided_geometry((200, 200, 50))
     turned = geometry.affine_ras.copy()
-    turned[:3, :3] = oblique_affine(angles_deg=(0.0, 0.0, 0.05))[:3, :3] @ np.linalg.inv(
-        oblique_affine(angles_deg=(0.0, 0.0, 0.0))[:3, :3]
-    ) @ turned[:3, :3]
+    turned[:3, :3] = (
+        oblique_affine(angles_deg=(0.0, 0.0, 0.05))[:3, :3]
+        @ np.linalg.inv(oblique_affine(angles_deg=(0.0, 0.0, 0.0))[:3, :3])
+        @ turned[:3, :3]
+    )
     assert geometry.difference(Geometry(geometry.shape, turned)) is not None
 
 
@@ -174,6 +176,7 @@ def test_equal_geometries_share_a_hash_and_are_read_only() -> None:
         ((2, 2), np.eye(4), "three"),
         ((2, 2, 2), np.eye(3), "4x4"),
         ((2, 2, 2), np.full((4, 4), np.nan), "finite"),
+        ((2, 2, 2), np.diag([1e200, 1.0, 1.0, 1.0]), "finite"),
         ((2, 2, 2), np.diag([1.0, 0.0, 1.0, 1.0]), "independent"),
         ((2, 2, 2), np.ones((4, 4)), "independent"),
     ],

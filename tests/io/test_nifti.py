@@ -11,6 +11,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 - the name that all the field uses
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medseg.core.errors import FileError, GeometryError, MedsegError
 from medseg.io.formats import read_mask, read_scan
@@ -52,9 +55,7 @@ def test_versions_pairs_compression_and_byte_order(
         assert np.array_equal(read_scan(tmp_path / f"a.hdr{packed}").voxels()[0], voxels)
 
 
-@pytest.mark.parametrize(
-    "dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]
-)
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
 def test_the_number_type_of_the_file_is_kept(tmp_path: Path, dtype: str) -> None:
     voxels = (lopsided_volume(SHAPE)[0] % 120).astype(dtype)
     path = tmp_path / "a.nii.gz"
@@ -122,8 +123,12 @@ def test_units_become_mm(tmp_path: Path, unit: str, mm: float) -> None:
     image = nib.Nifti1Image(np.zeros(SHAPE, np.uint8), oblique_affine())
     image.header.set_xyzt_units(unit)
     nib.save(image, tmp_path / "a.nii")
-    spacing_mm = read_scan(tmp_path / "a.nii").geometry.spacing_mm
-    assert np.allclose(spacing_mm, np.array((1.5, 2.0, 3.5)) * mm)
+    geometry = read_scan(tmp_path / "a.nii").geometry
+    assert np.allclose(geometry.spacing_mm, np.array((1.5, 2.0, 3.5)) * mm)
+    itk = sitk.ReadImage(str(tmp_path / "a.nii"))
+    origin, spacing, _ = geometry.to_lps()
+    assert np.allclose(itk.GetSpacing(), spacing)
+    assert np.allclose(itk.GetOrigin(), origin)
 
 
 def test_a_sheared_volume_is_read_as_it_is(tmp_path: Path) -> None:
@@ -334,3 +339,37 @@ def test_reading_the_header_leaves_the_voxels_alone(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     assert read_nifti(path).geometry.shape == (31, 28, 26)
+
+
+_HEADER = bytes(nib.Nifti1Image(lopsided_volume(SHAPE)[0], oblique_affine()).to_bytes())
+
+
+@given(
+    edits=st.lists(
+        st.tuples(st.integers(0, 351), st.sampled_from([0, 1, 2, 127, 128, 255])),
+        min_size=1,
+        max_size=4,
+    ),
+    keep=st.integers(0, len(_HEADER)) | st.just(len(_HEADER)),
+)
+def test_a_damaged_header_is_read_or_is_one_error(
+    tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, int]], keep: int
+) -> None:
+    content = bytearray(_HEADER)
+    for position, value in edits:
+        content[position] = value
+    path = tmp_path_factory.getbasetemp() / "damaged.nii"
+    path.write_bytes(content[:keep])
+    try:
+        scan = read_scan(path)
+        scan.voxels()
+    except MedsegError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - most headers raise, some do not
+
+
+def test_a_nibabel_image_whose_file_is_gone(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "a.nii", *lopsided_volume(SHAPE))
+    scan = scan_from_nibabel(nib.load(path))
+    path.unlink()
+    with pytest.raises(FileError, match="no such file"):
+        scan.voxels()
