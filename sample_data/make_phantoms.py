@@ -329,7 +329,7 @@ def _describe(folder: Path, names: list[str], modality: str, suffix: str, held_o
     description = {
         "name": folder.name,
         "description": "Computed phantoms, no patient. Made by sample_data/make_phantoms.py.",
-        "licence": "CC0-1.0",
+        "licence": "Apache-2.0",
         "modality": {"0": modality},
         "labels": LABELS,
         "numTraining": len(names),
