@@ -20,8 +20,8 @@ Colour = tuple[float, float, float]
 
 PAPER, INK, DIM = "#101114", "#f2f2f2", "#9aa0a6"
 _CT_WINDOW_HU = (-160.0, 240.0)
-_DPI = 120
-_INWARD_PT = 6.0
+_DPI = 130
+_INWARD_PT = 7.0
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def frame(
     for letter, (x, y) in zip(letters, places, strict=True):
         axes.annotate(
             letter, (x, y), xycoords="axes fraction", textcoords="offset points",
-            xytext=(_INWARD_PT * (1 - 2 * x), _INWARD_PT * (1 - 2 * y)), color=INK, fontsize=6.5,
+            xytext=(_INWARD_PT * (1 - 2 * x), _INWARD_PT * (1 - 2 * y)), color=INK, fontsize=8,
             ha="center", va="center", path_effects=[withStroke(linewidth=1.5, foreground="black")],
         )  # fmt: skip
 

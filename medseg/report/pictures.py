@@ -78,8 +78,8 @@ def overlay_planes(
 ) -> bytes:
     """Draw one case: scan and masks side by side, one row for each of the three planes.
 
-    Each plane is cut where it shows the most: every label counts by the share of it that
-    lies in the slice. A 2D image is one row. See :class:`CasePicture` for the arguments.
+    Each plane is cut where it shows the most: every label counts by its area there as a share
+    of its largest. A 2D image is one row. See :class:`CasePicture` for the arguments.
 
     Returns:
         A PNG picture.
@@ -222,21 +222,22 @@ class _Block:
 def _best_cuts(masks: Sequence[NDArray[Any]], shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Index along each axis of the slice that shows the most of all labels.
 
-    A label counts by the share of its voxels in the slice. So a pair of kidneys is cut
-    through one of them, where the centroid would show the spine between them. Of equal
-    slices the one nearest the centroid is taken.
+    A label counts by its area in the slice as a share of its largest area in any. So a pair
+    of kidneys is cut through one of them, where the centroid would show the spine between
+    them. Of equal slices the one nearest the centroid is taken.
     """
     mask = next((mask for mask in masks if mask.any()), None)
     if mask is None:
         return shape[0] // 2, shape[1] // 2, shape[2] // 2
     places = np.nonzero(mask)
-    found, inverse, counts = np.unique(mask[places], return_inverse=True, return_counts=True)
-    shares = 1.0 / counts[inverse.reshape(-1)]
+    found, inverse = np.unique(mask[places], return_inverse=True)
     cuts = []
-    for axis in range(3):
-        shown = np.bincount(places[axis], weights=shares, minlength=shape[axis])
-        away = np.abs(np.arange(shape[axis]) - float(places[axis].mean())) / shape[axis]
-        cuts.append(int(np.argmax(shown - 1e-6 * len(found) * away)))
+    for axis, size in enumerate(shape):
+        slots = inverse.reshape(-1) * size + places[axis]
+        areas = np.bincount(slots, minlength=len(found) * size).reshape(len(found), size)
+        shown = (areas / areas.max(axis=1, keepdims=True)).sum(axis=0)
+        away = np.abs(np.arange(size) - float(places[axis].mean())) / size
+        cuts.append(int(np.argmax(shown - 1e-6 * away)))
     return cuts[0], cuts[1], cuts[2]
 
 

@@ -14,7 +14,7 @@ from medseg.core.errors import GeometryError
 from medseg.core.geometry import ALL_ORIENTATIONS, Geometry
 from medseg.core.labels import LabelSet
 from medseg.report.painting import PLANES, windowed
-from medseg.report.pictures import CasePicture, case_montage, overlay_planes
+from medseg.report.pictures import CasePicture, _best_cuts, case_montage, overlay_planes
 from tests.phantoms import blobs, lopsided_geometry, oblique_affine
 
 LABELS = LabelSet.from_names({1: "low", 2: "high"})
@@ -150,3 +150,14 @@ def test_shapes_must_fit_the_grid() -> None:
         overlay_planes(
             None, {"truth": np.zeros((2, 2, 2))}, geometry=lopsided_geometry(SHAPE), labels=LABELS
         )
+
+
+def test_cuts_go_through_organs_not_between_them() -> None:
+    mask = np.zeros((30, 12, 9), dtype=np.uint8)
+    mask[2:8, 3:6, 2:7] = 1
+    mask[20:27, 3:6, 2:7] = 2
+    mask[4, 2:8, 1:8] = 1  # the widest slice of label 1
+    along_i, along_j, along_k = _best_cuts([np.zeros_like(mask), mask], mask.shape)
+    assert along_i == 4
+    assert along_j in (3, 4, 5)
+    assert along_k in range(2, 7)
