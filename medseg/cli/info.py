@@ -34,6 +34,8 @@ def fact_lines(facts: dict[str, Any], indent: str = "") -> list[str]:
     for key, value in facts.items():
         if isinstance(value, dict) and value:
             lines += [f"{indent}{key}", *fact_lines(value, indent + "  ")]
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines += [f"{indent}{key}", *(f"{indent}  {_text(part)}" for part in value)]
         else:
             lines.append(f"{indent}{key:<{width}}  {_text(value)}")
     return lines
@@ -43,7 +45,8 @@ def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
-        return ", ".join(_text(part) for part in value)
+        parts = (f"({_text(p)})" if isinstance(p, list | tuple) else _text(p) for p in value)
+        return ", ".join(parts) or "-"
     if isinstance(value, dict):
         return "; ".join(f"{key} {_text(part)}" for key, part in value.items()) or "-"
     return "-" if value in (None, "") else str(value)

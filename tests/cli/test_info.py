@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from medseg.cli.app import run
+from medseg.cli.info import fact_lines
 from tests.phantoms import lopsided_volume, oblique_affine, write_nifti
 
 
@@ -63,3 +64,15 @@ def test_truncated_scan(scan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scan.write_bytes(scan.read_bytes()[:-200])
     assert run(["info", str(scan)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_facts_within_facts() -> None:
+    facts = {"a": {"long": [[1, 2], [0.25, 3]], "b": []}, "c": [{"d": 1, "e": "f"}], "g": None}
+    assert fact_lines(facts) == [
+        "a",
+        "  long  (1, 2), (0.25, 3)",
+        "  b     -",
+        "c",
+        "  d 1; e f",
+        "g  -",
+    ]
