@@ -1,0 +1,166 @@
+"""The loop learns, stops, goes on, and goes on to the same bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from medseg.core.errors import FileError, InputError, Interrupted, MedsegError, OutputError
+from medseg.training import checkpoint, loop
+from medseg.training.checkpoint import load_checkpoint, save_checkpoint
+from medseg.training.determinism import deterministic
+from medseg.training.loop import TrainJob, new_state, train_network
+from medseg.training.postprocessing import learn_postprocessing
+from medseg.training.schedule import Schedule
+from tests.models import small_plan
+from tests.training.test_loader import cached
+
+CPU = torch.device("cpu")
+
+
+def job(folder: Path, steps: int = 12, **changes: Any) -> TrainJob:
+    plan = small_plan(**changes.pop("plan", {}))
+    cases = [cached(n) for n in range(4)]
+    made = TrainJob(
+        plan=plan, cases=cases[:3], inner=cases[3:], schedule=Schedule(steps), seed=3,
+        device=CPU, checkpoint=folder / "checkpoint.safetensors",
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_loss_falls_and_the_inner_case_is_found(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    plan = {"training.ema_decay": 0.9, "training.steps_per_epoch": 20}
+    state = train_network(job(tmp_path, steps=240, plan=plan, on_epoch=seen.append))
+    assert seen[-1]["loss"] < 0.5 * seen[0]["loss"]
+    assert state.best_score > 0.8
+    assert seen[-1]["dice"].keys() == {"low", "high"}
+    assert [facts["step"] for facts in seen] == list(range(20, 241, 20))
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_stop_and_resume_is_bit_equal(tmp_path: Path, optimiser: str) -> None:
+    plan = {"training.optimiser": optimiser}
+    with deterministic(True):
+        whole = train_network(job(tmp_path / "whole", plan=plan, exact=True))
+        for stop_at in (2, 4, 7):
+            folder = tmp_path / f"stopped {stop_at}"
+            folder.mkdir()
+            steps_done: list[int] = []
+            stopping = job(
+                folder, plan=plan, exact=True,
+                on_step=lambda step, share: steps_done.append(step),
+                stop=lambda: steps_done[-1] == stop_at,
+            )  # fmt: skip
+            with pytest.raises(Interrupted, match=f"step {stop_at}"):
+                train_network(stopping)
+            resumed = train_network(job(folder, plan=plan, exact=True))
+            assert resumed.step == whole.step == 12
+            assert same_tensors(whole.network.state_dict(), resumed.network.state_dict())
+            assert whole.best is not None
+            assert resumed.best is not None
+            assert same_tensors(whole.best, resumed.best)
+            assert whole.best_score == resumed.best_score
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    first = train_network(job(tmp_path / "a", steps=2))
+    other = train_network(replace(job(tmp_path / "b", steps=2), seed=4))
+    assert not same_tensors(first.network.state_dict(), other.network.state_dict())
+
+
+def test_resume_refuses_another_environment_only_when_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_network(job(tmp_path, steps=2))
+    here = checkpoint.environment(CPU)
+    monkeypatch.setattr(checkpoint, "environment", lambda device: {**here, "threads": "97"})
+    with pytest.raises(InputError, match="threads"):
+        train_network(job(tmp_path, steps=4, exact=True))
+    assert train_network(job(tmp_path, steps=4)).step == 4
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
+    state = new_state(small_plan(), seed=0, device=CPU)
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(b"not a checkpoint at all")
+    with pytest.raises(FileError, match="without --resume"):
+        load_checkpoint(path, state, CPU, exact=False)
+    save_file({"x": torch.zeros(2)}, path)
+    with pytest.raises(FileError, match="medseg checkpoint"):
+        load_checkpoint(path, state, CPU, exact=False)
+    save_checkpoint(path, new_state(small_plan(dims=2), seed=0, device=CPU), CPU)
+    with pytest.raises(FileError, match="plan"):
+        load_checkpoint(path, state, CPU, exact=False)
+
+
+def test_a_full_disk_keeps_the_former_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_network(job(tmp_path, steps=2))
+    path = tmp_path / "checkpoint.safetensors"
+    before = path.read_bytes()
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="No space left"):
+        train_network(job(tmp_path, steps=4))
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    broken = job(tmp_path, steps=8)
+    broken.cases[0].image[:] = float("inf")
+    with pytest.raises(MedsegError, match="finite loss"):
+        train_network(broken)
+
+
+def test_the_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
+    train_network(job(tmp_path, steps=2))
+    names = load_file(tmp_path / "checkpoint.safetensors").keys()
+    assert {name.split(".")[0] for name in names} == {"network", "average", "optimiser"} | (
+        {"best"} if any(n.startswith("best") for n in names) else set()
+    )
+
+
+def test_without_inner_cases_the_last_weights_are_kept(tmp_path: Path) -> None:
+    state = train_network(job(tmp_path, steps=8, inner=[]))
+    assert state.best is not None
+    assert same_tensors(state.best, dict(state.average.state_dict()))
+
+
+def test_postprocessing_is_kept_only_where_it_helps() -> None:
+    case = cached(0)
+
+    class Painter:
+        """Stands for a predictor: the truth, with a stray voxel of ``high`` and none of ``low``."""
+
+        plan = small_plan()
+
+        def logits(self, voxels: torch.Tensor) -> torch.Tensor:
+            mask = torch.from_numpy(case.label.astype("int64")).clone()
+            mask[0, 0, 0] = 2
+            return torch.nn.functional.one_hot(mask, 3).permute(3, 0, 1, 2).float()
+
+    steps = learn_postprocessing(Painter(), [case])  # type: ignore[arg-type]
+    assert [(step.step, step.label) for step in steps] == [("largest", "high")]
+    assert "1.0000" in steps[0].evidence
+    assert learn_postprocessing(Painter(), []) == ()  # type: ignore[arg-type]
+
+
+def test_looks_are_spread_and_end_with_the_run() -> None:
+    assert loop.LOOKS[-1] == 1.0
+    assert sorted(loop.LOOKS) == list(loop.LOOKS)
