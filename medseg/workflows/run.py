@@ -82,6 +82,10 @@ def open_run(run: Run, splits: dict[str, Split], *, resume: bool) -> Ground | No
             )
         write_text(note, json.dumps(asked, indent=2))
         return None
+    if not resume and not _has_plan(note):
+        # Stopped before anything was decided (a fault in the dataset, say): start afresh.
+        write_text(note, json.dumps(asked, indent=2))
+        return None
     if not resume:
         raise SettingsError(
             f"--out {run.folder}",
@@ -106,6 +110,13 @@ def open_run(run: Run, splits: dict[str, Split], *, resume: bool) -> Ground | No
         return Ground(Plan.model_validate(was["plan"]), float(was["case_s"]))
     except (ValueError, KeyError, TypeError) as error:
         raise FileError(str(note), expected="a run's settings", got=str(error)) from error
+
+
+def _has_plan(note: Path) -> bool:
+    try:
+        return "plan" in json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def schedule_of(

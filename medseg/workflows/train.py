@@ -20,7 +20,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medseg.core.settings import TrainSettings
 from medseg.datasets.dataset import Case, Split
@@ -31,20 +31,13 @@ from medseg.inference.device import choose_device
 from medseg.io.atomic import write_text
 from medseg.planning.fingerprint import take_fingerprint
 from medseg.planning.planner import make_plan, means_for
-from medseg.training.budget import (
-    affordable_looks,
-    measure_case,
-    measure_step,
-)
+from medseg.training.budget import affordable_looks, measure_case, measure_step
 from medseg.training.cache import build_cache
 from medseg.training.determinism import deterministic
 from medseg.training.loop import LOOKS, TrainJob, train_network
 from medseg.training.monitor import RunMonitor
 from medseg.workflows.judge import join_folds, package_fold, save_with_metrics, validate_fold
 from medseg.workflows.run import Ground, Progress, Run, open_run, schedule_of
-
-if TYPE_CHECKING:
-    pass
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +85,8 @@ def train(
         progress=progress,
         stop=stop,
     )
+    if built.deterministic and built.budget_s is not None:
+        _log.warning("a budget ends by the clock, so that weights differ from run to run")
     splits = _splits(run)
     ground = open_run(run, splits, resume=resume)
     with deterministic(built.deterministic):
@@ -179,6 +174,7 @@ def _train_fold(
         ground.case_s, inner=len(inner), looks=len(LOOKS), training_s=schedule.seconds
     )
     monitor = RunMonitor(folder)
+    reporter = _EpochReporter(monitor)
     job = TrainJob(
         plan=ground.plan,
         cases=learn,
@@ -189,8 +185,10 @@ def _train_fold(
         checkpoint=folder / "checkpoint.safetensors",
         exact=settings.deterministic,
         stop=run.stop,
-        on_epoch=_epoch_reporter(run, monitor),
-        on_step=lambda step, share: run.progress("train", int(1000 * share), 1000, f"step {step}"),
+        on_epoch=reporter.epoch,
+        on_step=lambda step, share: run.progress(
+            "train", int(1000 * share), 1000, f"step {step}{reporter.note}"
+        ),
         on_look=lambda predictor, step: monitor.picture(predictor, inner or learn, step),
     )
     try:
@@ -212,15 +210,22 @@ def _train_fold(
     }  # fmt: skip
 
 
-def _epoch_reporter(run: Run, monitor: RunMonitor) -> Callable[[dict[str, Any]], None]:
-    def report(facts: dict[str, Any]) -> None:
-        monitor.epoch(facts)
-        dice = ", ".join(
-            f"{label} {value:.3f}" for label, value in facts.get("dice", {}).items() if value
-        )
-        _log.info(
-            "epoch %d: loss %.3f, %.2f steps/s, data wait %.0f %%%s", facts["epoch"], facts["loss"],
-            facts["steps_per_s"], 100 * facts["data_wait_share"], f", Dice {dice}" if dice else "",
-        )  # fmt: skip
+class _EpochReporter:
+    """Tells the facts of each epoch to the monitor, the log and the progress bar."""
 
-    return report
+    def __init__(self, monitor: RunMonitor) -> None:
+        self.monitor, self.note, self.dice = monitor, "", ""
+
+    def epoch(self, facts: dict[str, Any]) -> None:
+        self.monitor.epoch(facts)
+        known = {label: dice for label, dice in facts.get("dice", {}).items() if dice is not None}
+        if known:
+            self.dice = ", Dice " + ", ".join(
+                f"{label} {dice:.3f}" for label, dice in known.items()
+            )
+        wait = f"data wait {100 * facts['data_wait_share']:.0f} %"
+        self.note = f", loss {facts['loss']:.3f}, {wait}{self.dice}"
+        _log.info(
+            "epoch %d: loss %.3f, %.2f steps/s, %s%s", facts["epoch"], facts["loss"],
+            facts["steps_per_s"], wait, self.dice if known else "",
+        )  # fmt: skip

@@ -80,7 +80,9 @@ def test_two_dimensions_run_slice_by_slice() -> None:
 
 def test_threads_do_not_disturb_each_other() -> None:
     predictor = Predictor([network()], small_plan(), CPU)
-    scans = [torch.randn(1, 20, 14, 9, generator=torch.Generator().manual_seed(n)) for n in range(6)]
+    scans = [
+        torch.randn(1, 20, 14, 9, generator=torch.Generator().manual_seed(n)) for n in range(6)
+    ]
     alone = [predictor.logits(scan) for scan in scans]
     with ThreadPoolExecutor(3) as pool:
         together = list(pool.map(predictor.logits, scans))

@@ -65,9 +65,7 @@ def test_needed_box_holds_every_voxel_that_the_patch_reads() -> None:
 def test_rotation_is_rigid_in_millimetres() -> None:
     plan = AugmentationPlan(affine_probability=1, scale=(1.0, 1.0))
     spacing = np.array([0.5, 2.0, 4.0])
-    matrix = draw_variation(
-        np.random.default_rng(4), plan, spatial_dims=3, spacing=spacing
-    ).matrix
+    matrix = draw_variation(np.random.default_rng(4), plan, spatial_dims=3, spacing=spacing).matrix
     in_mm = np.diag(spacing) @ matrix @ np.diag(1 / spacing)
     np.testing.assert_allclose(in_mm @ in_mm.T, np.eye(3), atol=1e-9)
     assert np.abs(in_mm - np.eye(3)).max() > 0.05

@@ -74,9 +74,7 @@ def test_working_grid_covers_the_same_box() -> None:
 
 def test_normalisation_by_hand() -> None:
     voxels = torch.tensor([-1000.0, 0.0, 50.0, 100.0, 3000.0]).reshape(5, 1, 1)
-    ct = ChannelPlan(
-        name="CT", normalisation="ct", clip_low=-100, clip_high=200, mean=50, std=25
-    )
+    ct = ChannelPlan(name="CT", normalisation="ct", clip_low=-100, clip_high=200, mean=50, std=25)
     expected = torch.tensor([-6.0, -2.0, 0.0, 2.0, 6.0]).reshape(5, 1, 1)
     torch.testing.assert_close(normalise(voxels, ct), expected)
     z = normalise(voxels, ChannelPlan(name="MR", normalisation="zscore"))
