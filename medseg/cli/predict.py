@@ -34,10 +34,9 @@ def predict_command(
     """
     from medseg.workflows.predict import predict
 
-    names = None if labels is None else [name for name in labels.split(",") if name.strip()]
     with progress_bar("Segmenting") as progress:
         summary = predict(
-            model, inputs or [], out, device=device, labels=names, cases=cases, progress=progress
+            model, inputs or [], out, device=device, labels=labels, cases=cases, progress=progress
         )
     if as_json:
         typer.echo(json.dumps(summary))

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -28,11 +30,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from medseg.core.errors import OutputError, PackageError
-from medseg.core.plan import Plan, describe
+from medseg.core.plan import PLAN_FORMAT, Plan, describe
 from medseg.networks.build import build_network
 
 PACKAGE_FORMAT = 1
 Weights = Mapping[str, Tensor]
+# Names that mean the same file in the same folder everywhere; "." and ".." are none.
+_FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 class ModelFile(BaseModel):
@@ -40,7 +44,7 @@ class ModelFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int = PACKAGE_FORMAT
+    format_version: Literal[1] = 1
     medseg_version: str
     weights: tuple[str, ...] = Field(min_length=1)
     plan: Plan
@@ -125,7 +129,8 @@ def load_package(folder: str | Path) -> ModelPackage:
             raise PackageError(str(folder), expected=f"weights '{name}'", got="no such file in it")
         try:
             members.append(load_tensors(contents[name]))
-        except (SafetensorError, ValueError) as error:
+        # The last three: a number type or a size that this torch does not know.
+        except (SafetensorError, ValueError, LookupError, AttributeError, RuntimeError) as error:
             where = str(folder / name)
             raise PackageError(where, expected="safetensors", got=str(error)) from error
     return ModelPackage(model, tuple(members), sha256)
@@ -169,23 +174,22 @@ def _swap(staging: Path, folder: Path) -> None:
 def _verified(folder: Path) -> tuple[dict[str, bytes], str]:
     """Contents of each file that ``checksums`` lists, once all agree with it."""
     listing = folder / "checksums"
-    if not folder.is_dir() or not listing.is_file():
+    # Unlike the methods of Path these never raise, also where access is forbidden.
+    there = os.path.isdir(folder)  # noqa: PTH112
+    if not (there and os.path.isfile(listing)):  # noqa: PTH113
         raise PackageError(
             str(folder),
             expected="a model package (model.json, weights.safetensors, checksums)",
-            got="no such folder" if not folder.is_dir() else "a folder without 'checksums'",
+            got="a folder without 'checksums'" if there else "no such folder",
             cure="Give RUN/model of a finished training.",
         )
-    text = listing.read_bytes()
+    text = _bytes_of(listing)
     contents: dict[str, bytes] = {}
     for line in text.decode("utf-8", errors="replace").splitlines():
         expected, _, name = line.partition("  ")
-        if Path(name).name != name or not name:
+        if _FILE_NAME.fullmatch(name) is None:
             raise PackageError(str(listing), expected="'<sha256>  <file>' lines", got=line[:80])
-        try:
-            contents[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise PackageError(str(folder / name), got=error.strerror or str(error)) from error
+        contents[name] = _bytes_of(folder / name)
         got = hashlib.sha256(contents[name]).hexdigest()
         if got != expected:
             raise PackageError(
@@ -199,20 +203,41 @@ def _verified(folder: Path) -> tuple[dict[str, bytes], str]:
     return contents, hashlib.sha256(text).hexdigest()
 
 
+def _bytes_of(path: Path) -> bytes:
+    """Contents of a plain file; a link to one counts, a pipe or device does not."""
+    try:
+        if path.exists() and not path.is_file():
+            raise PackageError(str(path), expected="a file", got="something else of that name")
+        return path.read_bytes()
+    except OSError as error:
+        raise PackageError(
+            str(path),
+            expected="a file that can be read",
+            got=error.strerror or str(error),
+            cure="Copy the whole package again.",
+        ) from error
+
+
 def _parse(text: bytes, folder: Path) -> ModelFile:
     source = str(folder / "model.json")
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PackageError(source, expected="JSON", got=str(error)) from error
-    version = raw.get("format_version") if isinstance(raw, dict) else None
-    if isinstance(version, int) and version > PACKAGE_FORMAT:
-        raise PackageError(
-            source,
-            expected=f"package format {PACKAGE_FORMAT} or older",
-            got=f"format {version}",
-            cure="It was written by a newer medseg; update this one.",
-        )
+    outer = raw if isinstance(raw, dict) else {}
+    inner = outer.get("plan")
+    for what, holder, newest in (
+        ("package", outer, PACKAGE_FORMAT),
+        ("plan", inner if isinstance(inner, dict) else {}, PLAN_FORMAT),
+    ):
+        version = holder.get("format_version")
+        if isinstance(version, int) and version > newest:
+            raise PackageError(
+                source,
+                expected=f"{what} format {newest} or older",
+                got=f"format {version}",
+                cure="It was written by a newer medseg; update this one.",
+            )
     try:
         return ModelFile.model_validate_json(text)
     except ValidationError as error:

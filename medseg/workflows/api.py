@@ -105,14 +105,14 @@ class Model:
         """Where it runs."""
         return str(self._predictor.device)
 
-    def predict(self, source: ScanLike, *, labels: Sequence[str] | None = None) -> Result:
+    def predict(self, source: ScanLike, *, labels: str | Sequence[str] | None = None) -> Result:
         """Segment one scan.
 
         Args:
             source: A path; a nibabel or SimpleITK image; ``(array, affine)`` with
                 (I, J, K) or (C, I, J, K) voxels and a 4x4 RAS+ affine in mm; or a mapping from
                 channel name to one of these.
-            labels: Names of the labels to keep; None keeps all.
+            labels: Names of the labels to keep, in a list or with commas; None keeps all.
 
         Raises:
             MedsegError: The scan cannot be read or does not fit the model.
@@ -122,7 +122,7 @@ class Model:
         return self._predict_scan(scan, source, labels)
 
     def predict_many(
-        self, sources: Iterable[ScanLike], *, labels: Sequence[str] | None = None
+        self, sources: Iterable[ScanLike], *, labels: str | Sequence[str] | None = None
     ) -> Iterator[Result]:
         """Segment scans one after another; yields each as it is done, in the order given.
 
@@ -149,7 +149,7 @@ class Model:
             scan.geometry, scan.channels, lambda: voxels, scan.modality, scan.source, scan.forms
         )
 
-    def _predict_scan(self, scan: Scan, source: ScanLike, labels: Sequence[str] | None) -> Result:
+    def _predict_scan(self, scan: Scan, source: ScanLike, labels: str | Sequence[str] | None) -> Result:
         hashes = [segment.file_sha256(path) for path in segment.paths_of(source)]
         provenance = segment.provenance_of(self._predictor, self.sha256, input_sha256=hashes)
         classes = segment.segment(scan, self._predictor)

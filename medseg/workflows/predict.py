@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from medseg.core.errors import FileError, InputError, MedsegError, OutputError
 from medseg.core.plan import Plan
 from medseg.io.formats import case_name, find_scans
 from medseg.workflows.api import Model, load_model
+from medseg.workflows.segment import expected_labels, paths_of
 
 Progress = Callable[[int, int, str], None]
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -27,11 +29,11 @@ Job = tuple[str, Path | dict[str, Path]]
 
 def predict(
     model: str | Path | Model,
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     device: str = "auto",
-    labels: Sequence[str] | None = None,
+    labels: str | Sequence[str] | None = None,
     cases: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def predict(
             folder, without the suffix.
         out: Folder for the masks.
         device: As in ``load_model``.
-        labels: Names of the labels to keep; None keeps all.
+        labels: Names of the labels to keep, in a list or with commas; None keeps all.
         cases: A CSV table with the column ``case`` and one column per channel, instead of
             ``inputs``.
         progress: Called with (done, total, case id).
@@ -52,19 +54,21 @@ def predict(
         ``{"done": {case: path}, "failed": {case: message}, "seconds": s}``.
 
     Raises:
-        InputError: There is nothing to segment, two inputs have one id, or every case failed.
+        InputError: There is nothing to segment, two inputs have one id, a mask would replace
+            a scan, or every case failed.
         PackageError: The model is damaged.
     """
     loaded = model if isinstance(model, Model) else load_model(model, device)
     out = Path(out)
-    if labels is not None:
-        loaded.labels.select(labels)
+    inputs = [inputs] if isinstance(inputs, str | Path) else inputs
+    expected_labels(loaded.plan, labels)
     if cases is not None:
         if inputs:
             raise InputError("--cases", expected="a table or scans, not both", got="both")
         jobs = read_case_table(Path(cases), loaded.plan)
     else:
         jobs = find_cases([Path(path) for path in inputs], loaded.plan, out=out)
+    _refuse_to_overwrite(jobs, out)
     _make_folder(out)
     started = time.perf_counter()
     done: dict[str, str] = {}
@@ -99,16 +103,18 @@ def find_cases(inputs: Sequence[Path], plan: Plan, *, out: Path | None = None) -
     files: list[Path] = []
     roots: list[Path] = []
     for path in inputs:
+        # Folders without links and "..", so that "below the common folder" has one meaning;
+        # a file keeps its own name, also where it is a link.
         if path.is_dir():
-            roots.append(path.absolute())
-            files += [found.absolute() for found in find_scans(path)]
+            roots.append(path.resolve())
+            files += find_scans(path.resolve())
         elif path.exists():
-            roots.append(path.absolute().parent)
-            files.append(path.absolute())
+            roots.append(path.parent.resolve())
+            files.append(path.parent.resolve() / path.name)
         else:
             raise FileError(str(path), expected="a scan or a folder of scans", got="no such path")
-    if out is not None and out.absolute() not in roots:
-        files = [file for file in files if out.absolute() not in file.parents]
+    if out is not None and out.resolve() not in roots:
+        files = [file for file in files if out.resolve() not in file.parents]
     files = list(dict.fromkeys(files))
     if not files:
         raise InputError(
@@ -145,8 +151,10 @@ def read_case_table(path: Path, plan: Plan) -> list[Job]:
     """
     names = [channel.name for channel in plan.channels]
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
+        text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise csv.Error("NUL characters, as UTF-16 has them")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(str(path), expected="a CSV table in UTF-8", got=str(error)) from error
     columns = list(rows[0]) if rows else []
@@ -161,13 +169,14 @@ def read_case_table(path: Path, plan: Plan) -> list[Job]:
         )
     jobs: dict[str, Path | dict[str, Path]] = {}
     for line, row in enumerate(rows, start=2):
-        where, case = f"{path}, line {line}", (row["case"] or "").strip()
+        where = f"{path}, line {line}"
+        case = os.path.normpath(row["case"].strip()) if row["case"] else ""
         cells = {name: (row[name] or "").strip() for name in names}
         if not case or not all(cells.values()):
             raise InputError(where, expected="a value in each column", got="a gap")
         if case in jobs:
             raise InputError(where, expected="a new case id", got=f"'{case}' again")
-        if Path(case).is_absolute() or ".." in Path(case).parts:
+        if Path(case).is_absolute() or ".." in Path(case).parts or case == ".":
             raise InputError(where, expected="a name below --out", got=case)
         files = {name: path.parent / cell for name, cell in cells.items()}
         jobs[case] = files if len(plan.channels) > 1 else next(iter(files.values()))
@@ -193,6 +202,13 @@ def _by_channel(named: dict[str, Path], plan: Plan) -> list[Job]:
             )
         grouped.setdefault(match["case"], {})[names[number]] = file
     for case, files in grouped.items():
+        if case in named:
+            raise InputError(
+                f"case id '{case}'",
+                expected="one scan",
+                got=f"{named[case]} and files per channel",
+                cure="Rename one of them, or give them in two calls.",
+            )
         missing = [name for name in names if name not in files]
         if missing:
             raise InputError(
@@ -205,11 +221,31 @@ def _by_channel(named: dict[str, Path], plan: Plan) -> list[Job]:
     return [*whole, *joined]
 
 
-def _segment_all(model: Model, jobs: Sequence[Job], out: Path, labels: Sequence[str] | None) -> Any:
+def _refuse_to_overwrite(jobs: Sequence[Job], out: Path) -> None:
+    """Scans are never replaced by masks, whichever way ``--out`` is spelled."""
+    scans = {path.resolve() for _, source in jobs for path in paths_of(source)}
+    for case, _ in jobs:
+        mask = _mask_path(out, case)
+        if mask.resolve() in scans:
+            raise InputError(
+                f"--out {out}",
+                expected="a folder where masks replace no scan",
+                got=f"{mask}, which is a scan",
+                cure="Choose another --out.",
+            )
+
+
+def _mask_path(out: Path, case: str) -> Path:
+    return out / f"{case}.nii.gz"
+
+
+def _segment_all(
+    model: Model, jobs: Sequence[Job], out: Path, labels: str | Sequence[str] | None
+) -> Any:
     """Yield (case, error or None, path); the mask of one case is written beside the next."""
 
     def save(case: str, result: Any) -> tuple[str, Exception | None, Path]:
-        path = out / f"{case}.nii.gz"
+        path = _mask_path(out, case)
         try:
             return case, None, result.save(path)
         except Exception as error:  # noqa: BLE001 - one case must not stop the others

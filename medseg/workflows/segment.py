@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg import __version__
-from medseg.core.errors import InputError
+from medseg.core.errors import InputError, LabelError
 from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSet
 from medseg.core.plan import Plan
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.inference.predictor import Predictor
-from medseg.io.atomic import write_text
+from medseg.io.atomic import whole_file
 from medseg.io.formats import read_scan, write_mask
 from medseg.io.nifti import scan_from_nibabel
 from medseg.postprocess.chain import apply_chain
@@ -85,12 +85,12 @@ def finish(
     scan: Scan,
     plan: Plan,
     *,
-    labels: Sequence[str] | None = None,
+    labels: str | Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Prediction:
     """Step 3: mask values, post-processing, the labels that were asked for."""
     mask = apply_chain(plan.labels.to_values(classes), plan.postprocess, plan.labels)
-    wanted = plan.labels if labels is None else plan.labels.select(labels)
+    wanted = expected_labels(plan, labels)
     if len(wanted) < len(plan.labels):
         kept = np.zeros(max(plan.labels.values) + 1, dtype=mask.dtype)
         kept[list(wanted.values)] = wanted.values
@@ -102,14 +102,13 @@ def write(prediction: Prediction, path: Path) -> None:
     """Step 4: the mask as NIfTI, and beside it a JSON file that says how it was made.
 
     Raises:
-        OutputError: They cannot be written; then neither is there.
+        OutputError: They cannot be written; then what stood there before is kept.
     """
-    write_mask(path, prediction)
-    try:
-        write_text(sidecar_of(path), sidecar(prediction))
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    # The sidecar lies complete on the disk before the mask takes its place, so that a disk
+    # that fills leaves the pair of an earlier run as it was.
+    with whole_file(sidecar_of(path)) as beside:
+        beside.write_text(sidecar(prediction), encoding="utf-8")
+        write_mask(path, prediction)
 
 
 def sidecar_of(path: Path) -> Path:
@@ -164,9 +163,23 @@ def paths_of(source: ScanLike) -> list[Path]:
     return [Path(source)] if isinstance(source, str | Path) else []
 
 
-def expected_labels(plan: Plan, labels: Sequence[str] | None) -> LabelSet:
-    """The labels that a mask will hold; raises early where one is unknown."""
-    return plan.labels if labels is None else plan.labels.select(labels)
+def expected_labels(plan: Plan, labels: str | Sequence[str] | None) -> LabelSet:
+    """The labels that a mask will hold.
+
+    Args:
+        plan: Of the model.
+        labels: Names, in a list or with commas between them; None keeps all.
+
+    Raises:
+        LabelError: A name is unknown, or there is none.
+    """
+    if labels is None:
+        return plan.labels
+    names = [name.strip() for name in (labels.split(",") if isinstance(labels, str) else labels)]
+    if not any(names):
+        known = ", ".join(plan.labels.names)
+        raise LabelError("labels", expected=f"some of {known}", got="none")
+    return plan.labels.select(name for name in names if name)
 
 
 def _read_one(source: ScanLike) -> Scan:
