@@ -157,7 +157,7 @@ def _fill(folder: Path, model: ModelFile, members: Sequence[Weights]) -> str:
         f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
         for name in ("model.json", *model.weights)
     ]
-    (folder / "checksums").write_text("".join(lines), encoding="utf-8")
+    (folder / "checksums").write_bytes("".join(lines).encode())
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -167,7 +167,12 @@ def _swap(staging: Path, folder: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=".medseg-old-", dir=folder.parent))
     folder.rename(old / "model")
-    staging.rename(folder)
+    try:
+        staging.rename(folder)
+    except BaseException:
+        (old / "model").rename(folder)
+        old.rmdir()
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -185,7 +190,7 @@ def _verified(folder: Path) -> tuple[dict[str, bytes], str]:
         )
     text = _bytes_of(listing)
     contents: dict[str, bytes] = {}
-    for line in text.decode("utf-8", errors="replace").splitlines():
+    for line in text.decode("utf-8", errors="replace").removesuffix("\n").split("\n"):
         expected, _, name = line.partition("  ")
         if _FILE_NAME.fullmatch(name) is None:
             raise PackageError(str(listing), expected="'<sha256>  <file>' lines", got=line[:80])

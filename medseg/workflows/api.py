@@ -149,7 +149,9 @@ class Model:
             scan.geometry, scan.channels, lambda: voxels, scan.modality, scan.source, scan.forms
         )
 
-    def _predict_scan(self, scan: Scan, source: ScanLike, labels: str | Sequence[str] | None) -> Result:
+    def _predict_scan(
+        self, scan: Scan, source: ScanLike, labels: str | Sequence[str] | None
+    ) -> Result:
         hashes = [segment.file_sha256(path) for path in segment.paths_of(source)]
         provenance = segment.provenance_of(self._predictor, self.sha256, input_sha256=hashes)
         classes = segment.segment(scan, self._predictor)

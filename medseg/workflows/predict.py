@@ -107,14 +107,12 @@ def find_cases(inputs: Sequence[Path], plan: Plan, *, out: Path | None = None) -
         # a file keeps its own name, also where it is a link.
         if path.is_dir():
             roots.append(path.resolve())
-            files += find_scans(path.resolve())
+            files += _scans_below(roots[-1], out)
         elif path.exists():
             roots.append(path.parent.resolve())
             files.append(path.parent.resolve() / path.name)
         else:
             raise FileError(str(path), expected="a scan or a folder of scans", got="no such path")
-    if out is not None and out.resolve() not in roots:
-        files = [file for file in files if out.resolve() not in file.parents]
     files = list(dict.fromkeys(files))
     if not files:
         raise InputError(
@@ -138,6 +136,14 @@ def find_cases(inputs: Sequence[Path], plan: Plan, *, out: Path | None = None) -
     if len(plan.channels) == 1:
         return list(named.items())
     return _by_channel(named, plan)
+
+
+def _scans_below(folder: Path, out: Path | None) -> list[Path]:
+    """Scans in a folder, without the masks of an earlier run where ``out`` lies in it."""
+    scans = find_scans(folder)
+    if out is None or folder not in out.resolve().parents:
+        return scans
+    return [scan for scan in scans if out.resolve() not in scan.parents]
 
 
 def read_case_table(path: Path, plan: Plan) -> list[Job]:
@@ -170,10 +176,11 @@ def read_case_table(path: Path, plan: Plan) -> list[Job]:
     jobs: dict[str, Path | dict[str, Path]] = {}
     for line, row in enumerate(rows, start=2):
         where = f"{path}, line {line}"
-        case = os.path.normpath(row["case"].strip()) if row["case"] else ""
+        case = (row["case"] or "").strip()
         cells = {name: (row[name] or "").strip() for name in names}
         if not case or not all(cells.values()):
             raise InputError(where, expected="a value in each column", got="a gap")
+        case = os.path.normpath(case)
         if case in jobs:
             raise InputError(where, expected="a new case id", got=f"'{case}' again")
         if Path(case).is_absolute() or ".." in Path(case).parts or case == ".":
