@@ -19,6 +19,8 @@ from medseg.core.errors import GeometryError
 
 Triple = tuple[int, int, int]
 FloatTriple = tuple[float, float, float]
+# Below this the axes of a grid count as orthogonal: headers hold rounded numbers.
+SHEAR_TOLERANCE_VOXELS = 0.1
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -150,6 +152,34 @@ class Geometry:
         )
         flips = [bool(rotation[world, axis] < 0) for world, axis in enumerate(best)]
         return Orientation((best[0], best[1], best[2]), (flips[0], flips[1], flips[2]))
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether the axes are at right angles, to a tenth of a voxel at the far corner."""
+        return self.shear_voxels < SHEAR_TOLERANCE_VOXELS
+
+    def regular_cover(self) -> Geometry:
+        """The grid at right angles that covers this one, for scans with tilt or shear.
+
+        The two finer axes keep their plane and the coarsest is made normal to it: of a CT
+        with gantry tilt the new planes are the old slices, shifted within themselves.
+        """
+        steps = self.affine_ras[:3, :3]
+        axes = np.zeros((3, 3))
+        done: list[int] = []
+        for axis in np.argsort(np.asarray(self.spacing_mm), kind="stable"):
+            rest = steps[:, axis] - sum((axes[:, d] @ steps[:, axis]) * axes[:, d] for d in done)
+            axes[:, axis] = rest / np.linalg.norm(rest)
+            done.append(int(axis))
+        frame = axes * np.abs(np.einsum("ij,ij->j", axes, steps))
+        corners = np.array(list(product(*((0, size - 1) for size in self.shape))))
+        places = np.linalg.solve(frame, steps @ corners.T)
+        low = np.floor(places.min(axis=1) + 1e-6)
+        a, b, c = (int(n) for n in np.ceil(places.max(axis=1) - 1e-6) - low + 1)
+        affine = np.eye(4)
+        affine[:3, :3] = frame
+        affine[:3, 3] = self.affine_ras[:3, 3] + frame @ low
+        return Geometry((a, b, c), affine)
 
     def reoriented(self, orientation: Orientation) -> Geometry:
         """The same voxels in the order that ``orientation.apply`` gives them."""

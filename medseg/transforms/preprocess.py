@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.compose import Compose
@@ -23,7 +24,7 @@ from medseg.core.labels import LabelSet
 from medseg.core.plan import ChannelPlan, Plan, Spacing
 from medseg.core.scan import Scan
 from medseg.transforms.load import LoadMaskd, LoadScand, geometry_of, with_geometry
-from medseg.transforms.resample import resample_image, resample_labels
+from medseg.transforms.resample import resample_image, resample_labels, sample_rows
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class RestoreRecord:
         orientation: What turned it towards RAS+.
         oriented: The turned grid, same voxels.
         working: The grid that the network sees.
+
+    Where the scan's own grid is sheared (``not original.is_regular``), ``oriented`` is a
+    turned cover of it at right angles, and voxels are interpolated both ways.
     """
 
     original: Geometry
@@ -45,10 +49,39 @@ class RestoreRecord:
     @classmethod
     def of(cls, original: Geometry, spacing_mm: Spacing) -> RestoreRecord:
         """Work out the grids that preprocessing at this spacing goes through."""
-        orientation = original.orientation_to_ras()
-        oriented = original.reoriented(orientation)
+        regular = original if original.is_regular else original.regular_cover()
+        orientation = regular.orientation_to_ras()
+        oriented = regular.reoriented(orientation)
         working = oriented.with_shape(oriented.shape_at(spacing_mm))
         return cls(original, orientation, oriented, working)
+
+
+class MakeRegular(Transform):
+    """Resample a sheared (C, I, J, K) onto a grid at right angles; leave others as they are.
+
+    Args:
+        nearest: For masks.
+    """
+
+    def __init__(self, *, nearest: bool = False) -> None:
+        self.nearest = nearest
+
+    def __call__(self, data: MetaTensor) -> MetaTensor:
+        geometry = geometry_of(data)
+        if geometry.is_regular:
+            return data
+        cover = geometry.regular_cover()
+        voxels = data.as_tensor().float()
+        # Outside the scan there is air: the least value of the scan, background in a mask.
+        sampled = sample_rows(
+            voxels,
+            np.linalg.solve(geometry.affine_ras, cover.affine_ras),
+            cover.shape,
+            rows=slice(0, cover.shape[0]),
+            nearest=self.nearest,
+            fill=float(voxels.min()),
+        )
+        return with_geometry(sampled.to(data.dtype), cover)
 
 
 class OrientToRAS(Transform):
@@ -158,6 +191,7 @@ def preprocessing(plan: Plan, *, with_mask: bool = False) -> Compose:
     """The plan's steps for ``{"image": path or Scan}``, and ``"label"`` when asked for."""
     steps: list[Transform] = [
         LoadScand(["image"]),
+        Eachd(["image"], MakeRegular()),
         Eachd(["image"], OrientToRAS()),
         # Before resampling, so that metal and other extremes are clipped before they spread.
         Eachd(["image"], NormaliseChannels(plan.channels)),
@@ -167,6 +201,7 @@ def preprocessing(plan: Plan, *, with_mask: bool = False) -> Compose:
         steps += [
             LoadMaskd(["label"]),
             Eachd(["label"], ToClasses(plan.labels)),
+            Eachd(["label"], MakeRegular(nearest=True)),
             Eachd(["label"], OrientToRAS()),
             Eachd(["label"], ResampleMaskToSpacing(plan.spacing_mm)),
         ]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import grid_sample, interpolate
 
 Triple = tuple[int, int, int]
 _SLAB_VOXELS = 2_000_000
@@ -72,6 +72,52 @@ def _vote(labels: NDArray[Any], axes: list[list[NDArray[Any]]]) -> NDArray[Any]:
         winner[wins] = candidate[wins]
         best[wins] = score[wins]
     return np.asarray(winner)
+
+
+def sample_rows(
+    volume: Tensor,
+    matrix: NDArray[Any],
+    shape: Triple,
+    *,
+    rows: slice,
+    nearest: bool = False,
+    fill: float | None = 0.0,
+) -> Tensor:
+    """Rows of a volume sampled on any other grid.
+
+    Args:
+        volume: (C, I, J, K) float.
+        matrix: (4, 4) from voxel indices of the new grid to those of ``volume``.
+        shape: The whole new grid.
+        rows: Which planes of its first axis; start and stop are given.
+        nearest: Take the nearest voxel instead of interpolating linearly.
+        fill: Value outside ``volume``; None repeats its edge.
+
+    Returns:
+        (C, rows, shape[1], shape[2]).
+    """
+    device, sizes = volume.device, np.array(volume.shape[1:], dtype=np.float64)
+    # torch counts from -1 to 1 between the outer edges of the volume, last axis first.
+    scaled = np.diag(2 / sizes) @ matrix[:3, :3]
+    shift = 2 * (matrix[:3, 3] + 0.5) / sizes - 1
+    i = torch.arange(rows.start, rows.stop, device=device, dtype=torch.float32)
+    j, k = (torch.arange(side, device=device, dtype=torch.float32) for side in shape[1:])
+    lines = [
+        (float(scaled[axis, 0]) * i)[:, None, None]
+        + (float(scaled[axis, 1]) * j)[:, None]
+        + (float(scaled[axis, 2]) * k + float(shift[axis]))
+        for axis in (2, 1, 0)
+    ]
+    grid = torch.stack(lines, dim=-1)[None]
+    shifted = volume if fill is None else volume - fill
+    sampled = grid_sample(
+        shifted[None],
+        grid,
+        mode="nearest" if nearest else "bilinear",
+        padding_mode="border" if fill is None else "zeros",
+        align_corners=False,
+    )[0]
+    return sampled if fill is None else sampled + fill
 
 
 def interpolate_rows(volume: Tensor, rows: slice, shape: Triple) -> Tensor:

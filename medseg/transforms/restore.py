@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.transforms.preprocess import RestoreRecord
-from medseg.transforms.resample import interpolate_rows
+from medseg.transforms.resample import interpolate_rows, sample_rows
 
 _SLAB_VALUES = 8_000_000
 
@@ -29,12 +29,19 @@ def restore_classes(logits: Tensor, record: RestoreRecord) -> NDArray[Any]:
     Returns:
         (I, J, K) uint8 (uint16 above 256 classes) on ``record.original``, contiguous.
     """
-    shape = record.oriented.shape
+    regular = record.original.is_regular
+    shape = record.oriented.shape if regular else record.original.shape
     classes = logits.shape[0]
+    matrix = np.linalg.solve(record.working.affine_ras, record.original.affine_ras)
     result = np.empty(shape, dtype=np.uint8 if classes <= 256 else np.uint16)
     rows = max(1, _SLAB_VALUES // (classes * shape[1] * shape[2]))
     for start in range(0, shape[0], rows):
         part = slice(start, min(start + rows, shape[0]))
-        slab = interpolate_rows(logits, part, shape)
+        if regular:
+            slab = interpolate_rows(logits, part, shape)
+        else:
+            slab = sample_rows(logits, matrix, shape, rows=part, fill=None)
         result[part] = slab.argmax(dim=0).cpu().numpy()
+    if not regular:
+        return result
     return np.ascontiguousarray(record.orientation.inverse().apply(result))

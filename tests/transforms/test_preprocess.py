@@ -16,6 +16,7 @@ from medseg.core.scan import Scan
 from medseg.transforms.load import LoadScan, LoadScand
 from medseg.transforms.preprocess import (
     Eachd,
+    MakeRegular,
     NormaliseChannels,
     OrientToRAS,
     RestoreRecord,
@@ -136,3 +137,55 @@ def test_preprocess_scan_does_not_change_the_scan() -> None:
     kept = voxels.copy()
     preprocess_scan(Scan.from_array(voxels, geometry), small_plan())
     np.testing.assert_array_equal(voxels, kept)
+
+
+@pytest.mark.parametrize("tilt_degrees", [-25.0, -5.0, 5.0, 18.5, 25.0])
+def test_a_tilted_scan_keeps_its_organs_in_place(tilt_degrees: float) -> None:
+    # A CT whose slices are tilted about x: rows tilt, slices still step along z.
+    tilt, size = np.deg2rad(tilt_degrees), (34, 30, 18)
+    affine = np.eye(4)
+    affine[:3, 0] = [-1.2, 0, 0]
+    affine[:3, 1] = [0, -1.5 * np.cos(tilt), 1.5 * np.sin(tilt)]
+    affine[:3, 2] = [0, 0, 4.0]
+    affine[:3, 3] = [21.0, 17.0, -30.0]
+    geometry = Geometry(size, affine)
+    assert not geometry.is_regular
+    grid = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1)
+    places = grid @ affine[:3, :3].T + affine[:3, 3]
+    middle = affine[:3, :3] @ np.array([17, 15, 9]) + affine[:3, 3]
+    organ = (np.linalg.norm((places - middle) / [9, 8, 14], axis=-1) < 1).astype(np.uint8)
+
+    plan = small_plan(spacing_mm=(1.2, 1.5, 4.0))
+    voxels, record = preprocess_scan(Scan.from_array(organ * 100.0, geometry), plan)
+    assert record.working.is_regular
+    # The centroid, in patient coordinates, on the network's grid and after the way back.
+    half = float(voxels.max() + voxels.min()) / 2
+    bright = (voxels[0] > half).numpy()
+    seen = record.working.affine_ras[:3, :3] @ np.argwhere(bright).mean(axis=0)
+    expected = places[organ > 0].mean(axis=0)
+    assert np.abs((seen + record.working.affine_ras[:3, 3] - expected) / [1.2, 1.5, 4]).max() < 0.5
+    logits = torch.stack([torch.zeros_like(voxels[0]), voxels[0] - half])
+    back = restore_classes(logits, record)
+    assert back.shape == size
+    dice = 2 * (back * organ).sum() / (back.sum() + organ.sum())
+    assert dice > 0.9
+
+
+def test_the_cover_of_a_tilted_grid_holds_all_of_it_in_the_old_slices() -> None:
+    affine = np.array([[0.8, 0, 0, 5], [0, 1.1, 0, -7], [0, 0.3, 3.5, 9], [0, 0, 0, 1]], float)
+    geometry = Geometry((9, 11, 7), affine)
+    cover = geometry.regular_cover()
+    assert cover.is_regular
+    assert geometry.regular_cover().spacing_mm[:2] == pytest.approx(geometry.spacing_mm[:2])
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in geometry.shape])).reshape(3, -1)
+    inside = np.linalg.solve(cover.affine_ras, affine @ np.vstack([corners, np.ones(8)]))[:3]
+    assert (inside > -1e-6).all()
+    assert (inside < np.array(cover.shape)[:, None] - 1 + 1e-6).all()
+    # Every old slice lies on a new one.
+    assert np.abs(inside[2] - inside[2].round()).max() < 1e-6
+
+
+def test_a_regular_grid_is_left_alone() -> None:
+    base = lopsided_geometry()
+    tensor = LoadScan()(Scan.from_array(np.zeros(base.shape), base))
+    assert MakeRegular()(tensor) is tensor
