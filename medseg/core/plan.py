@@ -9,7 +9,7 @@ that sees single slices.
 from __future__ import annotations
 
 import json
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,6 +20,9 @@ PLAN_FORMAT = 1
 
 Triple = tuple[int, int, int]
 Spacing = tuple[float | None, float | None, float | None]
+_Side = Annotated[int, Field(ge=1)]
+_Sides = tuple[_Side, _Side, _Side]
+_Step = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
 
 
 class _Frozen(BaseModel):
@@ -82,9 +85,9 @@ class NetworkPlan(_Frozen):
     spatial_dims: Literal[2, 3]
     in_channels: int = Field(ge=1)
     classes: int = Field(ge=2, description="Labels and background.")
-    features: tuple[int, ...] = Field(min_length=2, description="Channels of each stage.")
-    strides: tuple[Triple, ...] = Field(description="Step into each stage; (1, 1, 1) first.")
-    kernels: tuple[Triple, ...] = Field(description="Kernel of each stage.")
+    features: tuple[_Side, ...] = Field(min_length=2, description="Channels of each stage.")
+    strides: tuple[_Sides, ...] = Field(description="Step into each stage; (1, 1, 1) first.")
+    kernels: tuple[_Sides, ...] = Field(description="Kernel of each stage; sides are odd.")
     convolutions: int = Field(default=2, ge=1, description="Convolutions per stage.")
     deep_supervision: bool = True
 
@@ -92,6 +95,10 @@ class NetworkPlan(_Frozen):
     def _same_length(self) -> Self:
         if not len(self.features) == len(self.strides) == len(self.kernels):
             raise ValueError("features, strides and kernels need one entry per stage each")
+        if self.strides[0] != (1, 1, 1):
+            raise ValueError(f"the first stride must be (1, 1, 1), not {self.strides[0]}")
+        if any(side % 2 == 0 for kernel in self.kernels for side in kernel):
+            raise ValueError(f"kernels must be odd, not {self.kernels}")
         return self
 
     @property
@@ -153,8 +160,10 @@ class Plan(_Frozen):
     labels: LabelSet
     channels: tuple[ChannelPlan, ...] = Field(min_length=1)
     modality: str = ""
-    spacing_mm: Spacing = Field(description="Working grid along RAS axes; null keeps the scan's.")
-    patch_size: Triple
+    spacing_mm: tuple[_Step, _Step, _Step] = Field(
+        description="Working grid along RAS axes; null keeps the scan's."
+    )
+    patch_size: _Sides
     network: NetworkPlan
     training: TrainingPlan
     inference: InferencePlan = InferencePlan()
@@ -172,6 +181,9 @@ class Plan(_Frozen):
             raise ValueError(f"network.in_channels must be {len(self.channels)}")
         if self.network.spatial_dims == 2 and self.patch_size[2] != 1:
             raise ValueError("a 2D network needs a patch of (I, J, 1)")
+        strange = {step.label for step in self.postprocess} - set(self.labels.names)
+        if strange:
+            raise ValueError(f"postprocess names unknown labels: {', '.join(sorted(strange))}")
         return self
 
     def to_json(self) -> str:

@@ -1,0 +1,243 @@
+"""Plans against what nnU-Net decides, hand-worked cases, and rules that always hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medseg.core.errors import DatasetError, SettingsError
+from medseg.core.labels import LabelSet
+from medseg.core.plan import ChannelFacts, Fingerprint, Plan
+from medseg.networks.build import build_network
+from medseg.planning.planner import Means, make_plan, means_for, patch_and_strides
+
+LABELS = LabelSet.from_names({1: "liver", 2: "kidney_left", 3: "kidney_right"})
+MEANS = means_for("cpu", two_dimensional=False, training_s=None)
+
+
+def fingerprint(**changes: Any) -> Fingerprint:
+    facts = ChannelFacts(
+        name="CT", modality="CT", foreground_mean=50.0, foreground_std=20.0,
+        percentile_00_5=-100.0, percentile_99_5=200.0, zero_share=0.0,
+    )  # fmt: skip
+    base = Fingerprint(
+        cases=10,
+        two_dimensional=False,
+        median_spacing_mm=(1.0, 1.0, 1.0),
+        low_spacing_mm=(1.0, 1.0, 1.0),
+        median_shape=(36, 50, 35),
+        max_shape=(43, 59, 47),
+        channels=(facts,),
+        label_voxel_share=dict.fromkeys(LABELS.names, 0.1),
+        label_cases=dict.fromkeys(LABELS.names, 10),
+    )
+    return base.model_copy(update=changes)
+
+
+def channel(**changes: Any) -> tuple[ChannelFacts, ...]:
+    return (fingerprint().channels[0].model_copy(update=changes),)
+
+
+def test_hippocampus_as_nnunet_plans_it() -> None:
+    # Its plan for MSD Task04 (version 2.8.1): median shape 36 x 50 x 35 at 1 mm, a patch of
+    # 40 x 56 x 40, and 3 poolings by 2 along each axis.
+    patch, strides, kernels = patch_and_strides((36, 50, 35), (1.0, 1.0, 1.0), MEANS.patch_voxels)
+    assert patch == (40, 56, 40)
+    assert strides == ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    assert kernels == ((3, 3, 3),) * 4
+
+
+def test_coarse_slices_wait() -> None:
+    # 5 mm slices, 1 mm pixels: the first two poolings halve the pixels alone. Kernels are
+    # flat until slices are less than twice as thick as pixels are wide: at 4 mm.
+    patch, strides, kernels = patch_and_strides((320, 320, 40), (1.0, 1.0, 5.0), 128**2 * 24)
+    assert strides[:4] == ((1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2))
+    assert kernels[:4] == ((3, 3, 1), (3, 3, 1), (3, 3, 3), (3, 3, 3))
+    # A box of equal millimetres: 125 x 125 x 25, rounded up to multiples of 32 and 4.
+    assert patch == (128, 128, 28)
+
+
+def test_two_dimensions() -> None:
+    patch, strides, kernels = patch_and_strides((500, 400, 1), (0.5, 0.5, 1.0), 192 * 192)
+    assert patch == (192, 192, 1)
+    assert len(strides) == 6
+    assert {step[2] for step in strides} == {1}
+    assert {side[2] for side in kernels} == {1}
+
+
+def test_a_scan_that_is_smaller_than_the_patch_gives_its_room_to_the_other_axes() -> None:
+    # 8 slices at 2 mm: what they leave of 64^3 voxels goes to a square of 181.
+    patch, _, _ = patch_and_strides((400, 300, 8), (2.0, 2.0, 2.0), 64**3)
+    assert patch == (192, 192, 8)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (1, 40, 3), (7, 4, 30), (5, 5, 1)])
+def test_tiny_scans(shape: tuple[int, int, int]) -> None:
+    patch, strides, kernels = patch_and_strides(shape, (1.0, 2.0, 3.0), 64**3)
+    assert all(side >= size for side, size in zip(patch, shape, strict=True))
+    for step, kernel in zip(strides, kernels, strict=True):
+        for axis, size in enumerate(shape):
+            assert step[axis] == 1 or size >= 8
+            assert kernel[axis] == 1 or size > 1
+
+
+sides = st.integers(1, 600)
+spacings = st.floats(0.3, 6.0)
+
+
+@given(
+    st.tuples(sides, sides, sides), st.tuples(spacings, spacings, spacings),
+    st.integers(20**3, 160**3),
+)  # fmt: skip
+def test_rules_that_always_hold(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], voxels: int
+) -> None:
+    patch, strides, kernels = patch_and_strides(shape, spacing, voxels)
+    assert len(strides) == len(kernels) <= 6
+    assert strides[0] == (1, 1, 1)
+    divisor = np.prod(strides, axis=0)
+    assert not np.any(np.array(patch) % divisor)
+    coarsest = np.array(patch) / divisor
+    assert (coarsest[divisor > 1] >= 4).all()
+    assert set(np.ravel(strides)) <= {1, 2}
+    assert set(np.ravel(kernels)) <= {1, 3}
+    # Rounding adds less than a voxel of the coarsest stage to a side of at least four.
+    assert np.prod(patch, dtype=float) <= max(voxels, 1) * 1.25**3
+    # No more than needed to hold the scan.
+    assert (np.array(patch) < np.array(shape) + divisor).all()
+
+
+@pytest.mark.parametrize("shape", [(36, 50, 35), (90, 80, 12), (9, 9, 9), (30, 20, 3)])
+def test_a_network_of_the_plan_runs(shape: tuple[int, int, int]) -> None:
+    plan = make_plan(
+        fingerprint(median_shape=shape, median_spacing_mm=(1.0, 1.0, 4.0)),
+        LABELS, MEANS, width=4,
+    )  # fmt: skip
+    network = build_network(plan.network, seed=0).eval()
+    with torch.inference_mode():
+        logits = network(torch.zeros(1, 1, *plan.patch_size))
+    assert logits.shape == (1, 4, *plan.patch_size)
+
+
+def test_what_a_plan_holds() -> None:
+    plan = make_plan(fingerprint(), LABELS, MEANS, width=8)
+    assert plan.labels == LABELS
+    assert plan.spacing_mm == (1.0, 1.0, 1.0)
+    assert plan.network.features == (8, 16, 32, 64)
+    assert plan.network.classes == 4
+    assert (plan.channels[0].clip_low, plan.channels[0].clip_high) == (-100.0, 200.0)
+    assert (plan.channels[0].mean, plan.channels[0].std) == (50.0, 20.0)
+    # Kidneys have sides: a mirrored patch would teach the wrong one.
+    assert plan.training.augmentation.mirror_axes == ()
+    assert plan.inference.mirror_axes == ()
+    assert "kidney_left, kidney_right" in plan.reasons["mirror_axes"]
+    assert plan.reasons["features"] == "8 channels as set"
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_channels_do_not_grow_without_end() -> None:
+    large = fingerprint(median_shape=(200, 200, 200))
+    means = Means(patch_voxels=128**3, batch_size=2, widths=(32,), widest=320)
+    assert make_plan(large, LABELS, means).network.features == (32, 64, 128, 256, 320, 320)
+
+
+def test_normalisation_by_modality() -> None:
+    def of(**changes: Any) -> str:
+        plan = make_plan(fingerprint(channels=channel(**changes)), LABELS, MEANS)
+        return plan.channels[0].normalisation
+
+    assert of(modality="CT") == of(modality="ct") == "ct"
+    assert of(modality="MR") == of(modality="") == "zscore"
+    assert of(modality="MR", zero_share=0.6) == "zscore_nonzero"
+    assert of(modality="CT", zero_share=0.6) == "ct"
+
+
+def test_spacing_is_the_median_but_for_a_coarse_axis() -> None:
+    plan = make_plan(fingerprint(median_spacing_mm=(0.8, 0.8, 2.4)), LABELS, MEANS)
+    assert plan.spacing_mm == (0.8, 0.8, 2.4)
+    coarse = fingerprint(median_spacing_mm=(0.8, 0.8, 5.0), low_spacing_mm=(0.6, 0.6, 3.0))
+    plan = make_plan(coarse, LABELS, MEANS)
+    assert plan.spacing_mm == (0.8, 0.8, 3.0)
+    assert "10th percentile" in plan.reasons["spacing_mm"]
+
+
+def test_pictures_get_a_flat_network() -> None:
+    means = means_for("cpu", two_dimensional=True, training_s=None)
+    flat = fingerprint(two_dimensional=True, median_shape=(300, 200, 1))
+    plan = make_plan(flat, LABELS, means, width=8)
+    assert plan.spacing_mm == (1.0, 1.0, None)
+    assert plan.patch_size[2] == 1
+    assert plan.network.spatial_dims == 2
+
+
+@pytest.mark.parametrize(
+    ("s_per_channel", "chosen"), [(1e-6, 32), (0.0035, 16), (0.0045, 12), (0.1, 8)]
+)
+def test_width_by_time(s_per_channel: float, chosen: int) -> None:
+    # 1000 steps in 60 s: a step may take 60 ms. Where none is that fast, the narrowest.
+    means = Means(MEANS.patch_voxels, 2, (32, 24, 16, 12, 8), 256, 60.0, enough_steps=1000)
+    asked: list[int] = []
+
+    def cost(plan: Plan) -> float:
+        asked.append(plan.network.features[0])
+        return s_per_channel * plan.network.features[0]
+
+    plan = make_plan(fingerprint(), LABELS, means, step_cost=cost)
+    assert plan.network.features[0] == chosen
+    assert asked == list(means.widths[: means.widths.index(chosen) + 1])
+    assert f"{chosen} channels: about" in plan.reasons["features"]
+
+
+def test_without_a_budget_or_with_a_width_nothing_is_measured() -> None:
+    def refuse(plan: Plan) -> float:
+        raise AssertionError("measured")
+
+    assert make_plan(fingerprint(), LABELS, MEANS, step_cost=refuse).network.features[0] == 32
+    timed = means_for("cpu", two_dimensional=False, training_s=60.0)
+    plan = make_plan(fingerprint(), LABELS, timed, step_cost=refuse, width=12)
+    assert plan.network.features[0] == 12
+
+
+def test_a_label_in_no_case() -> None:
+    absent = fingerprint(label_cases={"liver": 3, "kidney_left": 0, "kidney_right": 0})
+    with pytest.raises(DatasetError, match=r"none with kidney_left, kidney_right.*--labels"):
+        make_plan(absent, LABELS, MEANS)
+
+
+def test_changes_by_dotted_keys() -> None:
+    changes: dict[str, object] = {
+        "training.learning_rate": 0.005, "training.augmentation.rotation_degrees": 10,
+        "patch_size": [16, 24, 8], "inference.step": 0.7,
+    }  # fmt: skip
+    plan = make_plan(fingerprint(), LABELS, MEANS, width=8, changes=changes)
+    assert plan.training.learning_rate == 0.005
+    assert plan.training.augmentation.rotation_degrees == 10
+    assert plan.patch_size == (16, 24, 8)
+    assert plan.inference.step == 0.7
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"training.learning_speed": 1}, r"plan\.training\.learning_speed: expected a key"),
+        ({"patch_size.x": 1}, r"plan\.patch_size\.x"),
+        ({"no.such.room": 1}, r"plan\.no\.such\.room"),
+        ({"training.learning_rate": -1}, r"training\.learning_rate"),
+        ({"patch_size": [17, 24, 8]}, "multiple of"),
+        ({"patch_size": "large"}, "patch_size"),
+        ({"patch_size": [0, 24, 8]}, r"patch_size\.0"),
+        ({"spacing_mm": [0, 1, 1]}, r"spacing_mm\.0"),
+        ({"network.strides": [[1, 1, 1], [0, 2, 2], [2, 2, 2], [2, 2, 2]]}, "strides"),
+        ({"network.strides": [[2, 2, 2]] * 4}, "first stride"),
+        ({"network.kernels": [[2, 2, 2]] * 4}, "odd"),
+        ({"postprocess": [{"step": "largest", "label": "lung"}]}, "unknown labels: lung"),
+    ],
+)
+def test_changes_that_do_not_fit(changes: dict[str, object], told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        make_plan(fingerprint(), LABELS, MEANS, width=8, changes=changes)
