@@ -18,7 +18,7 @@ from monai.transforms.compose import Compose
 from monai.transforms.transform import MapTransform, Transform
 from torch import Tensor
 
-from medseg.core.errors import InputError
+from medseg.core.errors import InputError, MedsegError
 from medseg.core.geometry import Geometry, Orientation
 from medseg.core.labels import LabelSet
 from medseg.core.plan import ChannelPlan, Plan, Spacing
@@ -153,6 +153,21 @@ class ToClasses(Transform):
         return with_geometry(torch.from_numpy(classes), geometry_of(data))
 
 
+class Steps(Compose):
+    """MONAI's Compose that lets medseg's own errors through, where MONAI wraps every one."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except RuntimeError as error:
+            cause = error.__cause__
+            while cause is not None and not isinstance(cause, MedsegError):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise cause from None
+
+
 class Eachd(MapTransform):
     """Run an array transform on the keys of a dictionary."""
 
@@ -205,7 +220,7 @@ def preprocessing(plan: Plan, *, with_mask: bool = False) -> Compose:
             Eachd(["label"], OrientToRAS()),
             Eachd(["label"], ResampleMaskToSpacing(plan.spacing_mm)),
         ]
-    return Compose(steps)
+    return Steps(steps)
 
 
 def preprocess_scan(scan: Scan, plan: Plan) -> tuple[Tensor, RestoreRecord]:
