@@ -215,12 +215,20 @@ class Plan(_Frozen):
             raise PackageError(source, expected="a valid plan", got=describe(error)) from error
 
 
+def first_fault(error: ValidationError) -> tuple[str, str, str]:
+    """Key, rule and given value of the first fault of a pydantic error; "" where there is none."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    plain = key and isinstance(first["input"], str | int | float | bool | None)
+    return key, rule, f"{first['input']!r:.60}" if plain else ""
+
+
 def describe(error: ValidationError) -> str:
     """The first fault of a pydantic error in one line, with its key."""
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"]) or "plan"
+    key, rule, given = first_fault(error)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{key}: {first['msg']}{more}"
+    return (f"{key}: " if key else "") + rule + (f", not {given}" if given else "") + more
 
 
 def edited(plan: Plan, changes: dict[str, object]) -> Plan:
@@ -241,4 +249,5 @@ def edited(plan: Plan, changes: dict[str, object]) -> Plan:
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
-        raise SettingsError("plan settings", got=describe(error)) from error
+        key, rule, given = first_fault(error)
+        raise SettingsError(f"plan.{key}".rstrip("."), expected=rule, got=given) from error

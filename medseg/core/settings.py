@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medseg.core.errors import SettingsError
-from medseg.core.plan import describe
+from medseg.core.plan import first_fault
 
 _UNITS_S = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
 _PROJECT_CONFIGS = Path(__file__).parents[2] / "configs"
@@ -72,7 +72,7 @@ class TrainSettings(BaseModel):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.budget_s is not None and self.epochs is not None:
-            raise ValueError("give a budget or a number of epochs, not both")
+            raise ValueError("a budget or a number of epochs, not both")
         return self
 
     def plan_changes(self) -> dict[str, object]:
@@ -115,7 +115,9 @@ class TrainSettings(BaseModel):
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
-            raise SettingsError("settings", got=describe(error)) from error
+            key, rule, found = first_fault(error)
+            where = f"setting '{key}'" if key else "settings"
+            raise SettingsError(where, expected=rule, got=found) from error
 
 
 def config_names() -> list[str]:
