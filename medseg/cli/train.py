@@ -25,7 +25,7 @@ _PHASES = {
 
 
 def train_command(
-    dataset: Annotated[Path, typer.Argument(help="Folder with dataset.json, imagesTr, labelsTr.")],
+    dataset: Annotated[Path, typer.Argument(help="Folder or table, of any layout that check knows.")],
     out: Annotated[Path, typer.Option("--out", help="Run folder; the model goes to RUN/model.")],
     config: Annotated[
         str | None, typer.Option("--config", help="A preset (default, fast ...) or a YAML file.")
@@ -55,7 +55,7 @@ def train_command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train an organ segmenter on a dataset in MSD layout.
+    """Train an organ segmenter on a dataset.
 
     Ctrl-C or SIGTERM ends at the next step; the same command with --resume goes on.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,21 +11,44 @@ from medseg.core.labels import LabelSet
 
 
 @dataclass(frozen=True)
+class OrganMask:
+    """A file that shows one structure alone: whatever is not 0 belongs to it."""
+
+    value: int
+    path: Path
+
+
+@dataclass(frozen=True)
 class Case:
-    """One scan with its mask.
+    """One scan with its mask. :mod:`medseg.datasets.reading` reads both.
 
     Attributes:
         id: Name of the case, unique in the dataset.
-        image: The scan; all channels are in this file.
-        label: The mask on the same grid; None where there is none.
+        images: The scan: one file with all channels, or a file per channel in their order.
+        label: The mask on the same grid; None where there is none, or one file per organ.
         group: Cases of one group (one patient) never stand on both sides of a split; "" is
             a group of its own.
+        organs: Masks of single organs, in the order in which they are painted: where two
+            overlap, the later one stays.
     """
 
     id: str
-    image: Path
+    images: tuple[Path, ...]
     label: Path | None
     group: str = ""
+    organs: tuple[OrganMask, ...] = ()
+
+    @property
+    def masks(self) -> tuple[Path, ...]:
+        """The files of the mask; none where the case has no mask."""
+        if self.label is not None:
+            return (self.label,)
+        return tuple(organ.path for organ in self.organs)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of the case."""
+        return (*self.images, *self.masks)
 
 
 @dataclass(frozen=True)
@@ -36,18 +60,30 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Region:
+    """A structure that unites several mask values and may overlap others (nnU-Net)."""
+
+    name: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Cases that share channels and labels.
 
     Attributes:
-        name: As ``dataset.json`` states it, else the folder's name.
-        folder: Where ``dataset.json`` lies.
+        name: As the dataset states it, else the folder's name.
+        folder: Where the dataset lies.
         channels: A name per channel, unique.
         modalities: ``"CT"``, ``"MR"`` or the text as given, one per channel.
         labels: What the mask values mean.
-        cases: All cases, in the order of ``dataset.json``.
+        cases: All cases, in the order of the dataset's own list, else by name.
         splits: The folds that came with the dataset; None where there are none.
         licence: Under which terms the data may be used; "" where nothing is stated.
+        layout: ``"MSD"``, ``"nnU-Net"``, ``"table"``, ``"folders"``, ``"BIDS"`` or ``"organs"``.
+        regions: Structures made of several values, where the dataset names such.
+        ignore: The mask value of voxels that nobody has labelled; None where there is none.
+        strays: Images and masks in the folder that belong to no case.
     """
 
     name: str
@@ -58,6 +94,15 @@ class Dataset:
     cases: tuple[Case, ...]
     splits: tuple[Split, ...] | None
     licence: str
+    layout: str = "MSD"
+    regions: tuple[Region, ...] = ()
+    ignore: int | None = None
+    strays: tuple[Path, ...] = ()
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Group of each case that has one, by case id."""
+        return {case.id: case.group for case in self.cases if case.group}
 
     def select(self, case_ids: tuple[str, ...]) -> tuple[Case, ...]:
         """The cases of these ids, in the order given.
@@ -74,7 +119,7 @@ class Dataset:
         return tuple(by_id[case_id] for case_id in case_ids)
 
 
-def listing(names: list[str], *, most: int = 5) -> str:
+def listing(names: Sequence[str], *, most: int = 5) -> str:
     """The first few of many names, for a message of one line."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

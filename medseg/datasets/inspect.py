@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medseg.core.errors import DatasetError, MedsegError
 from medseg.core.geometry import Geometry
 from medseg.datasets.dataset import Case, Dataset
-from medseg.io.formats import read_mask, read_scan
+from medseg.datasets.reading import read_case_image, read_case_mask
 
 _MOST_THREADS = 8
 _COUNTED_AT_ONCE = 2**16  # bincount takes memory by the largest value
@@ -28,7 +28,7 @@ class CaseFacts:
         id: The case.
         geometry: Grid of the scan and of its mask.
         dtype: Number type of the scan's voxels.
-        label_voxels: Voxels of each value of ``dataset.json``, without background.
+        label_voxels: Voxels of each value of the dataset, without background.
     """
 
     id: str
@@ -68,24 +68,22 @@ def verify_case(case: Case, dataset: Dataset) -> CaseFacts:
         FileError: A file is damaged.
         LabelError: The mask does not hold whole numbers.
         DatasetError: Scan and mask lie on different grids, the number of channels or a label
-            value is not that of ``dataset.json``, the mask is empty, or a voxel is not finite.
+            value is not that of the dataset, the mask is empty, or a voxel is not finite.
     """
-    scan = read_scan(case.image)
+    scan = read_case_image(case)
     if len(scan.channels) != len(dataset.channels):
         raise DatasetError(
-            f"case {case.id}, {case.image}", expected=f"{len(dataset.channels)} channels, "
-            f"as dataset.json says ({', '.join(dataset.channels)})", got=str(len(scan.channels)),
-            cure="Correct 'modality' in dataset.json, or the image.",
+            f"case {case.id}, {case.images[0]}", expected=f"{len(dataset.channels)} channels, "
+            f"as the dataset says ({', '.join(dataset.channels)})", got=str(len(scan.channels)),
+            cure="Correct the dataset's channels, or the image.",
         )  # fmt: skip
     voxels = scan.voxels()
     _check_finite(voxels, case)
-    if case.label is None:
-        raise DatasetError(f"case {case.id}", expected="a label file", got="none")
-    mask, label_scan = read_mask(case.label)
+    mask, label_scan = read_case_mask(case)
     gap = scan.geometry.difference(label_scan.geometry)
     if gap is not None:
         raise DatasetError(
-            f"case {case.id}, {case.label}",
+            f"case {case.id}, {case.masks[0]}",
             expected="the grid of its image",
             got=gap,
             cure="Resample the mask to the image, or correct the header that is wrong.",
@@ -136,11 +134,27 @@ def verify_cases(
     )
 
 
+def label_presence(dataset: Dataset, *, workers: int | None = None) -> dict[str, tuple[int, ...]]:
+    """The labels that each mask shows, to balance folds by; none for a mask that cannot be read."""
+
+    def one(case: Case) -> tuple[int, ...]:
+        try:
+            mask, _ = read_case_mask(case)
+        except MedsegError:
+            return ()
+        return tuple(value for value in sorted(_counts(mask)) if value in dataset.labels.values)
+
+    threads = workers or min(_MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(one, dataset.cases))
+    return {case.id: values for case, values in zip(dataset.cases, found, strict=True)}
+
+
 def _check_finite(voxels: NDArray[Any], case: Case) -> None:
     wrong = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
     if wrong:
         raise DatasetError(
-            f"case {case.id}, {case.image}",
+            f"case {case.id}, {case.images[0]}",
             expected="finite voxels",
             got=f"{wrong} of {voxels.size} that are NaN or infinite",
             cure="Replace them, for example by the value of air.",
@@ -154,17 +168,17 @@ def _label_voxels(mask: NDArray[Any], case: Case, dataset: Dataset) -> dict[int,
     if strange:
         known = ", ".join(f"{label.value} {label.name}" for label in dataset.labels.labels)
         raise DatasetError(
-            f"case {case.id}, {case.label}",
+            f"case {case.id}, {case.masks[0]}",
             expected=f"the values 0 and {known}",
             got=f"also {', '.join(map(str, strange))}",
-            cure="Name them in dataset.json, or correct the mask.",
+            cure="Name them in the dataset, or correct the mask.",
         )
     if not found:
         raise DatasetError(
-            f"case {case.id}, {case.label}",
+            f"case {case.id}, {case.masks[0]}",
             expected="at least one voxel of a label",
             got=f"background alone ({background} voxels)",
-            cure="Take the case out of dataset.json, or correct the mask.",
+            cure="Take the case out of the dataset, or correct the mask.",
         )
     return {value: found.get(value, 0) for value in dataset.labels.values}
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medseg.core.labels import LabelSet
 from medseg.core.plan import ChannelFacts, Fingerprint, Triple
 from medseg.datasets.dataset import Case, Dataset
-from medseg.io.formats import read_mask, read_scan
+from medseg.datasets.reading import read_case_image, read_case_mask
 
 _SAMPLES_PER_CASE = 20_000
 # On an axis this much coarser than the finest, the median would throw away the finer scans.
@@ -81,10 +81,9 @@ def take_fingerprint(
 
 
 def _facts_of(case: Case, labels: LabelSet) -> _CaseFacts:
-    assert case.label is not None
-    scan = read_scan(case.image)
+    scan = read_case_image(case)
     voxels = scan.voxels()
-    mask, _ = read_mask(case.label)
+    mask, _ = read_case_mask(case)
     classes = labels.to_classes(mask)
     turned = scan.geometry.reoriented(scan.geometry.orientation_to_ras())
     where = np.flatnonzero(classes)

@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.core.plan import Plan
+from medseg.core.scan import Scan
 from medseg.datasets.dataset import Case
+from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.io.atomic import whole_file, write_text
 from medseg.transforms.load import geometry_of
 from medseg.transforms.preprocess import preprocessing
@@ -93,8 +95,7 @@ def _plan_key(plan: Plan) -> str:
 
 def _note(case: Case, key: str) -> str:
     stamps = []
-    for path in (case.image, case.label):
-        assert path is not None
+    for path in case.files:
         status = path.stat()
         stamps.append([status.st_size, status.st_mtime_ns])
     return json.dumps({"plan": key, "case": case.id, "files": stamps}, sort_keys=True)
@@ -109,7 +110,11 @@ def _read_note(home: Path) -> str | None:
 
 def _preprocess(case: Case, plan: Plan, home: Path, note: str) -> None:
     (home / "note.json").unlink(missing_ok=True)
-    data = preprocessing(plan, with_mask=True)({"image": case.image, "label": case.label})
+    mask, grid = read_case_mask(case)
+    label_scan = Scan.from_array(mask, grid.geometry, source=grid.source)
+    data = preprocessing(plan, with_mask=True)(
+        {"image": read_case_image(case), "label": label_scan}
+    )
     image = np.ascontiguousarray(data["image"].as_tensor().numpy())
     kind = np.uint8 if len(plan.labels) <= 255 else np.uint16
     label = np.ascontiguousarray(data["label"].as_tensor().numpy()[0].astype(kind))

@@ -51,10 +51,10 @@ class LoadScan(Transform):
 
 
 class LoadMask(Transform):
-    """Path to a label image as an int32 MetaTensor (1, I, J, K)."""
+    """Path, or :class:`Scan` of whole numbers, to an int32 MetaTensor (1, I, J, K)."""
 
-    def __call__(self, data: str | Path) -> MetaTensor:
-        mask, scan = read_mask(data)
+    def __call__(self, data: str | Path | Scan) -> MetaTensor:
+        mask, scan = (data.voxels()[0], data) if isinstance(data, Scan) else read_mask(data)
         return with_geometry(torch.from_numpy(mask.astype(np.int32))[None], scan.geometry)
 
 

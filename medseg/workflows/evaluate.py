@@ -26,7 +26,7 @@ from medseg.core.errors import (
 )
 from medseg.core.labels import LabelSet
 from medseg.core.scan import Scan
-from medseg.datasets.msd import read_msd
+from medseg.datasets.open import open_dataset
 from medseg.evaluation.evaluate import METRICS, CaseScores, score_case, summarise
 from medseg.io.atomic import write_bytes, write_text
 from medseg.io.formats import read_label_names, read_mask, read_scan
@@ -171,7 +171,7 @@ def _dataset_labels(references: Path) -> LabelSet | None:
         if not (folder / "dataset.json").is_file():
             continue
         try:
-            return read_msd(folder).labels
+            return open_dataset(folder, lenient=True).labels
         except DatasetError as error:
             _LOG.warning("label names are not taken from %s: %s", folder / "dataset.json", error)
     return None

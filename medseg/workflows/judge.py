@@ -12,10 +12,10 @@ import numpy as np
 from medseg import __version__
 from medseg.core.plan import Plan
 from medseg.datasets.dataset import Split
+from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.evaluation.evaluate import score_case, summarise
 from medseg.inference.predictor import Predictor
 from medseg.io.atomic import write_text
-from medseg.io.formats import read_mask
 from medseg.package.package import ModelFile, ModelPackage, load_package, save_package
 from medseg.training.cache import CachedCase
 from medseg.training.checkpoint import TrainState, environment
@@ -71,16 +71,14 @@ def validate_fold(
     report = run.phase("validate")
     scores = {}
     for number, case in enumerate(run.dataset.select(split.validation), start=1):
-        assert case.label is not None
-        scan = segment.read(case.image, package.plan)
-        provenance = segment.provenance_of(
-            predictor, package.sha256, input_sha256=[segment.file_sha256(case.image)]
-        )
+        scan = segment.read(read_case_image(case), package.plan)
+        sums = [segment.file_sha256(path) for path in case.images]
+        provenance = segment.provenance_of(predictor, package.sha256, input_sha256=sums)
         prediction = segment.finish(
             segment.segment(scan, predictor), scan, package.plan, provenance=provenance
         )
         segment.write(prediction, folder / "validation" / f"{case.id}.nii.gz")
-        reference = run.labels.to_values(run.labels.to_classes(read_mask(case.label)[0]))
+        reference = run.labels.to_values(run.labels.to_classes(read_case_mask(case)[0]))
         scores[case.id] = score_case(
             prediction.labels, reference, spacing_mm=scan.geometry.spacing_mm, labels=run.labels
         )

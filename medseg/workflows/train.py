@@ -24,8 +24,8 @@ from typing import Any
 
 from medseg.core.settings import TrainSettings
 from medseg.datasets.dataset import Case, Split
-from medseg.datasets.inspect import verify_cases
-from medseg.datasets.msd import read_msd
+from medseg.datasets.inspect import label_presence, verify_cases
+from medseg.datasets.open import open_dataset, require_trainable
 from medseg.datasets.splits import folds, inner_split, split_for
 from medseg.inference.device import choose_device
 from medseg.io.atomic import write_text
@@ -52,10 +52,10 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Train on a dataset in MSD layout and write ``out/model``.
+    """Train on a dataset and write ``out/model``.
 
     Args:
-        dataset: Folder with ``dataset.json``, ``imagesTr``, ``labelsTr``.
+        dataset: A folder or a table of any layout that ``open_dataset`` knows.
         out: Run folder; new, or one that was stopped, with ``resume``.
         config: A preset by name, or a YAML file.
         resume: Go on from the state in ``out``.
@@ -75,7 +75,7 @@ def train(
     """
     pairs = settings.pop("set", ())
     built = TrainSettings.build(config=config, pairs=pairs, stated=settings)
-    data = read_msd(Path(dataset))
+    data = require_trainable(open_dataset(dataset))
     run = Run(
         dataset=data,
         labels=data.labels.regroup(built.labels) if built.labels else data.labels,
@@ -103,13 +103,16 @@ def train(
 
 def _splits(run: Run) -> dict[str, Split]:
     """Name -> split of each fold to train."""
+    made_here = run.dataset.splits is None and run.settings.fold != "all-data"
+    presence = label_presence(run.dataset) if made_here else None
     if run.settings.fold == "all":
-        made = folds(run.dataset, seed=run.settings.seed)
+        made = folds(run.dataset, seed=run.settings.seed, presence=presence)
         return {str(number): split for number, split in enumerate(made)}
     if run.settings.fold == "0" and run.dataset.splits is None and len(run.dataset.cases) < 2:
         _log.warning("one case alone: it is trained on, and nothing is left to validate with")
         return {"all-data": split_for(run.dataset, "all-data", run.settings.seed)}
-    return {run.settings.fold: split_for(run.dataset, run.settings.fold, run.settings.seed)}
+    fold = run.settings.fold
+    return {fold: split_for(run.dataset, fold, run.settings.seed, presence=presence)}
 
 
 def _lay_ground(run: Run, splits: dict[str, Split]) -> Ground:
@@ -159,7 +162,9 @@ def _train_fold(
     """Train one fold, choose on its inner cases, judge once on its validation cases."""
     folder = run.folder if run.settings.fold != "all" else run.folder / f"fold_{name}"
     began, settings = time.perf_counter(), run.settings
-    learn_ids, inner_ids = inner_split(split.train, share=settings.inner_share, seed=settings.seed)
+    learn_ids, inner_ids = inner_split(
+        split.train, share=settings.inner_share, seed=settings.seed, groups=run.dataset.groups
+    )
     cached = build_cache(
         run.folder / "cache",
         run.dataset.select(learn_ids + inner_ids),

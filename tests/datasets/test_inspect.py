@@ -75,7 +75,7 @@ def test_empty_mask(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_non_finite(dataset: Dataset, value: float) -> None:
-    path = dataset.cases[0].image
+    path = dataset.cases[0].images[0]
     image = nib.load(path)
     voxels = np.asarray(image.dataobj).astype(np.float32)
     voxels[2, 3, :2] = value
@@ -98,7 +98,7 @@ def test_channels(tmp_path: Path) -> None:
 def test_all_cases_are_looked_at(dataset: Dataset) -> None:
     path, mask, affine = mask_of(dataset, 1)
     write_nifti(path, np.zeros_like(mask), affine)
-    dataset.cases[3].image.write_bytes(dataset.cases[3].image.read_bytes()[:60])
+    dataset.cases[3].images[0].write_bytes(dataset.cases[3].images[0].read_bytes()[:60])
     seen: list[tuple[int, int, str]] = []
     found = verify_cases(
         dataset.cases, dataset, workers=3, progress=lambda *step: seen.append(step)

@@ -35,7 +35,7 @@ def test_reads_what_the_folder_says(folder: Path) -> None:
         2: "high",
     }
     assert [case.id for case in dataset.cases] == ["case_000", "case_001", "case_002"]
-    assert dataset.cases[1].image.samefile(folder / "imagesTr" / "case_001.nii.gz")
+    assert dataset.cases[1].images[0].samefile(folder / "imagesTr" / "case_001.nii.gz")
     assert dataset.cases[1].label is not None
     assert dataset.cases[1].label.samefile(folder / "labelsTr" / "case_001.nii.gz")
     assert dataset.splits == (Split(("case_000", "case_001"), ("case_002",)),)

@@ -19,7 +19,7 @@ def dataset(
     ids: list[str], *, groups: dict[str, str] | None = None, splits: tuple[Split, ...] | None = None
 ) -> Dataset:
     cases = tuple(
-        Case(name, Path(f"{name}.nii.gz"), None, group=(groups or {}).get(name, "")) for name in ids
+        Case(name, (Path(f"{name}.nii.gz"),), None, group=(groups or {}).get(name, "")) for name in ids
     )
     labels = LabelSet.from_names({1: "organ"})
     return Dataset("made up", Path("made_up"), ("CT",), ("CT",), labels, cases, splits, "")

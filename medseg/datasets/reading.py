@@ -1,0 +1,69 @@
+"""Read a case, whatever its layout: channels joined, masks of single organs painted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.core.errors import DatasetError, GeometryError
+from medseg.core.scan import Scan
+from medseg.datasets.dataset import Case
+from medseg.io.formats import read_mask, read_scan
+
+
+def read_case_image(case: Case) -> Scan:
+    """The scan of a case, its channels in order; voxels (C, I, J, K) when they are asked for.
+
+    Raises:
+        FileError: A file is missing or damaged, or one of several holds more than one channel.
+        GeometryError: The channels lie on different grids.
+    """
+    scans = {str(number): read_scan(path) for number, path in enumerate(case.images)}
+    if len(scans) == 1:
+        return scans["0"]
+    return Scan.from_channels(scans, source=f"case {case.id}")
+
+
+def read_case_mask(case: Case) -> tuple[NDArray[Any], Scan]:
+    """The mask of a case: values (I, J, K), and the scan that holds its grid.
+
+    Masks of single organs are painted in the order of ``case.organs``.
+
+    Raises:
+        DatasetError: The case has no mask.
+        FileError: A file is missing or damaged.
+        GeometryError: The masks of two organs lie on different grids.
+        LabelError: A value is negative or not whole.
+    """
+    if case.label is not None:
+        return read_mask(case.label)
+    if not case.organs:
+        raise DatasetError(
+            f"case {case.id}",
+            expected="a label file",
+            got="none",
+            cure="Add its mask, or take the case out.",
+        )
+    return _painted(case)
+
+
+def _painted(case: Case) -> tuple[NDArray[Any], Scan]:
+    first_mask, grid = read_mask(case.organs[0].path)
+    top = max(organ.value for organ in case.organs)
+    painted = np.zeros(first_mask.shape, dtype=np.uint8 if top <= 255 else np.uint16)
+    for number, organ in enumerate(case.organs):
+        mask, scan = (first_mask, grid) if number == 0 else read_mask(organ.path)
+        gap = grid.geometry.difference(scan.geometry)
+        if gap is not None:
+            raise GeometryError(
+                f"case {case.id}, {organ.path}",
+                expected=f"the grid of {case.organs[0].path.name}",
+                got=gap,
+                cure="Resample the masks to one grid.",
+            )
+        painted[mask != 0] = organ.value
+    combined = Scan.from_array(painted, grid.geometry, source=f"case {case.id}")
+    return painted, replace(combined, forms=grid.forms)
