@@ -60,7 +60,7 @@ def read(source: ScanLike, plan: Plan) -> Scan:
     if len(scan.channels) != len(names):
         raise InputError(
             scan.source,
-            expected=f"{len(names)} channels ({', '.join(names)})",
+            expected=f"{len(names)} channel{'s' * (len(names) > 1)} ({', '.join(names)})",
             got=str(len(scan.channels)),
             cure="Give the scan that this model was trained for.",
         )

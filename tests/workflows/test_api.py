@@ -217,7 +217,7 @@ def test_threads_share_a_model(model: medseg.Model, tmp_path: Path) -> None:
         ((np.zeros((3, 4, 5)), np.eye(3)), GeometryError, "4x4"),
         ((np.zeros((3, 4, 5)), np.zeros((4, 4))), GeometryError, "axes"),
         ((np.zeros((0, 4, 5)), np.eye(4)), GeometryError, "at least 1"),
-        ((np.zeros((2, 3, 4, 5)), np.eye(4)), InputError, r"1 channels \(first\), got 2"),
+        ((np.zeros((2, 3, 4, 5)), np.eye(4)), InputError, r"1 channel \(first\), got 2"),
         ((np.full((3, 4, 5), np.inf), np.eye(4)), FileError, "60 that are NaN or infinite"),
         ({"T1": 1}, InputError, "expected first, got T1"),
         ({}, InputError, "expected first, got none"),

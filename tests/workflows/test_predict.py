@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +396,26 @@ def test_placement_is_repeated_to_the_bit(
         assert ours.GetOrigin() == theirs.GetOrigin()
         assert ours.GetSpacing() == theirs.GetSpacing()
         assert ours.GetDirection() == theirs.GetDirection()
+
+
+@pytest.mark.parametrize(
+    "name", ["monai/anatomical.nii", "sct/label_int64.nii.gz", "itksnap/t1_chunk.nii.gz"]
+)
+def test_placement_of_real_scans(
+    shared_data: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    path = shared_data("nifti_awkward") / name
+    plan = small_plan(spacing_mm=(8.0, 8.0, 8.0))
+    model = load_model(write_random_package(tmp_path / "model", plan), "cpu")
+    (done,) = predict(model, [path], tmp_path / "out")["done"].values()
+    given, mask = nib.load(path), nib.load(done)
+    assert given.shape == mask.shape
+    for field in PLACEMENT:
+        placed = given.header[field].astype(mask.header[field].dtype)
+        assert placed.tobytes() == mask.header[field].tobytes(), field
+    ours, theirs = sitk.ReadImage(done), sitk.ReadImage(str(path))
+    for getter in ("GetSize", "GetOrigin", "GetSpacing", "GetDirection"):
+        assert getattr(ours, getter)() == getattr(theirs, getter)(), getter
 
 
 def test_names_and_colours_stand_in_the_mask(model: Model, tmp_path: Path) -> None:
