@@ -25,7 +25,7 @@ _PHASES = {
 
 
 def train_command(
-    dataset: Annotated[Path, typer.Argument(help="Folder or table, of any layout that check knows.")],
+    dataset: Annotated[Path, typer.Argument(help="Folder or table, of any layout.")],
     out: Annotated[Path, typer.Option("--out", help="Run folder; the model goes to RUN/model.")],
     config: Annotated[
         str | None, typer.Option("--config", help="A preset (default, fast ...) or a YAML file.")

@@ -62,7 +62,9 @@ def read_nnunet(folder: Path, *, lenient: bool = False) -> Dataset:
         cases = [_listed_case(name, entry, path=path) for name, entry in sorted(listed.items())]
     else:
         cases = _found_cases(images, masks, channels=len(channels))
-    problems = [text for case in cases if (text := _problem(case, channels=len(channels)))]
+    # One file may hold all channels (a colour picture, a 4D volume), then of every case.
+    files = len(channels) if any(len(case.images) > 1 for case in cases) else 1
+    problems = [text for case in cases if (text := _problem(case, files=files))]
     if problems and not lenient:
         raise DatasetError(
             f"{folder}, {problems[0]}",
@@ -118,12 +120,11 @@ def _listed_case(name: str, entry: Any, *, path: Path) -> Case:
     return Case(name, tuple(image_files), label_file)
 
 
-def _problem(case: Case, *, channels: int) -> str:
+def _problem(case: Case, *, files: int) -> str:
     missing = [file.name for file in case.files if not file.is_file()]
     if missing:
         return f"case {case.id}, {listing(missing)}"
-    # One file may hold all channels (a colour picture, a 4D volume).
-    wrong = len(case.images) not in (1, channels) or case.label is None
+    wrong = len(case.images) != files or case.label is None
     return f"case {case.id}" if wrong else ""
 
 

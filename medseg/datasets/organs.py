@@ -3,7 +3,7 @@
 ::
 
     DATASET/
-      s0001/ct.nii.gz                      the scan (or mri, image, scan; several are channels)
+      s0001/ct.nii.gz                      the scan (or mr, t1, image ...; several are channels)
       s0001/segmentations/liver.nii.gz     one file per organ, whatever is not 0 belongs to it
       labels.csv                           optional: value and name of each organ
 
@@ -122,9 +122,9 @@ def _case_folders(folder: Path) -> list[Path]:
 def _scans_of(folder: Path) -> dict[str, Path]:
     """The scan's files by channel: ``{"ct": path}`` or ``{"image 0": path, "image 1": path}``."""
     paths: dict[str, Path] = {}
-    for name, files in by_case(scans_in(folder)).items():
-        if name.casefold() not in _SCAN_NAMES:
-            continue
+    found = {name.casefold(): files for name, files in by_case(scans_in(folder)).items()}
+    for name in _SCAN_NAMES:
+        files = found.get(name, {})
         for number in sorted(files):
             paths[name if len(files) == 1 else f"{name} {number}"] = files[number]
     return paths

@@ -19,7 +19,8 @@ def dataset(
     ids: list[str], *, groups: dict[str, str] | None = None, splits: tuple[Split, ...] | None = None
 ) -> Dataset:
     cases = tuple(
-        Case(name, (Path(f"{name}.nii.gz"),), None, group=(groups or {}).get(name, "")) for name in ids
+        Case(name, (Path(f"{name}.nii.gz"),), None, group=(groups or {}).get(name, ""))
+        for name in ids
     )
     labels = LabelSet.from_names({1: "organ"})
     return Dataset("made up", Path("made_up"), ("CT",), ("CT",), labels, cases, splits, "")
@@ -125,3 +126,44 @@ def test_no_inner_split() -> None:
     ids = [f"case_{n}" for n in range(10)]
     assert inner_split(ids, share=0.0, seed=0) == (tuple(ids), ())
     assert inner_split(ids, share=0.2, seed=0) != inner_split(ids, share=0.2, seed=1)
+
+
+def test_rare_labels_are_shared_out() -> None:
+    """Ten of fifty cases show the rare label 2: each of five folds judges two of them."""
+    ids = [f"case_{n:02d}" for n in range(50)]
+    presence = {name: (1, 2) if n % 5 == 0 and n < 50 else (1,) for n, name in enumerate(ids)}
+    for seed in range(20):
+        for split in folds(dataset(ids), seed=seed, presence=presence):
+            assert sum(2 in presence[name] for name in split.validation) == 2
+            assert len(split.validation) == 10
+
+
+@given(st.lists(st.integers(0, 9), min_size=10, max_size=40), st.integers(0, 99))
+def test_balanced_folds_keep_groups_and_sizes(members: list[int], seed: int) -> None:
+    groups = {f"scan_{n}": f"patient {group}" for n, group in enumerate(members)}
+    presence = {name: (n % 3, 3 + n % 2) for n, name in enumerate(groups)}
+    if len(set(members)) < 2:
+        return
+    made = folds(dataset(list(groups), groups=groups), seed=seed, presence=presence)
+    assert Counter(name for split in made for name in split.validation) == Counter(list(groups))
+    for split in made:
+        assert not {groups[n] for n in split.train} & {groups[n] for n in split.validation}
+    sizes = [len(split.validation) for split in made]
+    assert max(sizes) - min(sizes) <= max(Counter(members).values())
+
+
+def test_one_presence_for_all_changes_nothing() -> None:
+    ids = [f"case_{n}" for n in range(23)]
+    alike = dict.fromkeys(ids, (1, 2))
+    assert folds(dataset(ids), seed=4, presence=alike) == folds(dataset(ids), seed=4)
+
+
+@given(st.lists(st.integers(0, 7), min_size=6, max_size=40), st.floats(0.05, 0.49))
+def test_inner_split_keeps_groups(members: list[int], share: float) -> None:
+    groups = {f"scan_{n}": f"patient {group}" for n, group in enumerate(members)}
+    train, inner = inner_split(list(groups), share=share, seed=0, groups=groups)
+    assert sorted(train + inner) == sorted(groups)
+    assert not {groups[name] for name in train} & {groups[name] for name in inner}
+    assert train
+    if len(set(members)) > 1:
+        assert inner

@@ -1,0 +1,325 @@
+"""Write a dataset in another layout: files are copied or linked, and rewritten only where the
+layout asks for it. The new folder appears whole or not at all, and the source is never touched.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.core.errors import InputError, OutputError
+from medseg.core.results import Prediction
+from medseg.core.scan import Scan
+from medseg.datasets.dataset import Case, Dataset
+from medseg.datasets.reading import read_case_image, read_case_mask
+from medseg.io.atomic import whole_file, write_text
+from medseg.io.formats import SCAN_SUFFIXES, write_mask
+
+LAYOUTS = ("msd", "nnunet", "table")
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a case gets instead of its files: a scan, a mask (I, J, K), or both."""
+
+    image: Scan | None = None
+    mask: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        folder: Where.
+        copied: Files taken over byte for byte (or linked).
+        rewritten: Files written anew, with their voxels unchanged but for what ``renumbered`` says.
+        renumbered: Old to new label values, where the layout wants them without gaps.
+    """
+
+    folder: Path
+    copied: int
+    rewritten: int
+    renumbered: dict[int, int] = field(default_factory=dict)
+
+
+def write_dataset(
+    dataset: Dataset,
+    out: Path,
+    *,
+    layout: str,
+    link: bool = False,
+    contents: Mapping[str, Content] | None = None,
+    progress: Progress = lambda done, total, note: None,
+) -> Written:
+    """Write a dataset as ``"msd"``, ``"nnunet"`` or ``"table"``.
+
+    Args:
+        dataset: What to write; masks of single organs are painted into one file.
+        out: A folder that is not there yet, or empty, outside the dataset's own.
+        layout: See above. nnU-Net wants one file per channel, one ending for all files and
+            labels 1, 2, 3 without gaps; values are renumbered for it.
+        link: Link to files instead of copying them.
+        contents: What some cases get instead of their files, by case id.
+        progress: Called with (done, total, case id).
+
+    Raises:
+        InputError: The layout is unknown, ``out`` is not empty or is the dataset's own folder,
+            or the dataset has regions.
+        MedsegError: A case cannot be read.
+        OutputError: ``out`` cannot be written.
+    """
+    _check_request(dataset, out, layout=layout)
+    with whole_folder(out) as folder:
+        writer = _Writer(dataset, folder, layout=layout, link=link)
+        entries = []
+        for number, case in enumerate(dataset.cases, start=1):
+            entries.append(writer.case(case, (contents or {}).get(case.id, Content())))
+            progress(number, len(dataset.cases), case.id)
+        writer.describe(entries)
+    return Written(out, writer.copied, writer.rewritten, writer.renumbered)
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``out``; move it into place when the block ends well.
+
+    Raises:
+        OutputError: The folder cannot be made or written, or the disk is full.
+    """
+    temporary: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".medseg-", dir=out.parent))
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)
+        yield temporary
+        if out.is_dir():
+            out.rmdir()
+        temporary.replace(out)
+    except OSError as error:
+        raise OutputError(
+            f"writing {out}",
+            got=error.strerror or str(error),
+            cure="Free some space or choose another --out; nothing was left half done.",
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_request(dataset: Dataset, out: Path, *, layout: str) -> None:
+    if layout not in LAYOUTS:
+        raise InputError("--to", expected=", ".join(LAYOUTS), got=layout)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(
+            f"--out {out}", expected="a new or empty folder", got="one that holds something",
+            cure="Choose another folder; nothing is ever written over.",
+        )  # fmt: skip
+    home = dataset.folder.resolve()
+    described = (home / "dataset.json").is_file()
+    if out.resolve() == home or (described and home in out.resolve().parents):
+        raise InputError(
+            f"--out {out}", expected="a folder outside the dataset", got="one inside it"
+        )
+    if dataset.regions or dataset.ignore is not None:
+        raise InputError(
+            f"dataset '{dataset.name}'",
+            expected="labels of one value each",
+            got="regions or an 'ignore' label",
+            cure="Copy this dataset as it is; its meaning would be lost in another layout.",
+        )
+
+
+class _Writer:
+    """Writes cases one by one and remembers what it did."""
+
+    def __init__(self, dataset: Dataset, folder: Path, *, layout: str, link: bool) -> None:
+        self.dataset, self.folder, self.layout, self.link = dataset, folder, layout, link
+        self.copied, self.rewritten = 0, 0
+        values = dataset.labels.values
+        gapless = layout != "nnunet" or values == tuple(range(1, len(values) + 1))
+        self.renumbered = {} if gapless else {v: n for n, v in enumerate(values, start=1)}
+        endings = {suffix_of(path) for case in dataset.cases for path in case.files}
+        # nnU-Net knows one ending for all; a JPEG mask would lose its values.
+        self.ending = endings.pop() if len(endings) == 1 else ".nii.gz"
+        self.images, self.labels = ("images", "labels") if layout == "table" else (
+            "imagesTr", "labelsTr")  # fmt: skip
+
+    def case(self, case: Case, content: Content) -> dict[str, Any]:
+        """Write the files of one case; returns its row of the description."""
+        images = self._images(case, content)
+        label = self._label(case, content)
+        row: dict[str, Any] = {"case": case.id, "images": images, "label": label}
+        return row | ({"group": case.group} if case.group else {})
+
+    def _images(self, case: Case, content: Content) -> list[str]:
+        channels = len(self.dataset.channels)
+        apart = self.layout == "nnunet"
+        joined = self.layout == "msd"
+        as_they_are = content.image is None and (
+            len(case.images) == channels if apart else not joined or len(case.images) == 1
+        )
+        if apart:
+            as_they_are &= all(suffix_of(path) == self.ending for path in case.images)
+        if as_they_are:
+            names = self._names(case.id, len(case.images), [suffix_of(p) for p in case.images])
+            for source, name in zip(case.images, names, strict=True):
+                self._take(source, name)
+            return names
+        scan = content.image or read_case_image(case)
+        parts = [scan.voxels()] if not apart else list(scan.voxels()[:, None])
+        names = self._names(case.id, len(parts), [".nii.gz"] * len(parts))
+        for name, voxels in zip(names, parts, strict=True):
+            self._write_scan(name, voxels, scan)
+        return names
+
+    def _names(self, case_id: str, count: int, suffixes: list[str]) -> list[str]:
+        numbered = self.layout == "nnunet" or count > 1
+        return [
+            f"{self.images}/{case_id}_{n:04d}{suffix}" if numbered
+            else f"{self.images}/{case_id}{suffix}"
+            for n, suffix in zip(range(count), suffixes, strict=True)
+        ]  # fmt: skip
+
+    def _label(self, case: Case, content: Content) -> str:
+        whole = content.mask is None and case.label is not None and not self.renumbered
+        if whole and case.label is not None:
+            suffix = suffix_of(case.label)
+            if self.layout != "nnunet" or suffix == self.ending:
+                name = f"{self.labels}/{case.id}{suffix}"
+                self._take(case.label, name)
+                return name
+        name = f"{self.labels}/{case.id}{'.nii.gz' if self.layout != 'nnunet' else self.ending}"
+        if content.mask is not None:
+            scan = content.image or read_case_image(case)
+            mask = content.mask
+        else:
+            mask, scan = read_case_mask(case)
+        self._write_mask(name, mask, scan)
+        return name
+
+    def _take(self, source: Path, name: str) -> None:
+        target = self.folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if self.link:
+            target.symlink_to(source.resolve())
+        else:
+            shutil.copyfile(source, target)
+        self.copied += 1
+
+    def _write_scan(self, name: str, voxels: NDArray[Any], scan: Scan) -> None:
+        target = self.folder / name
+        with whole_file(target) as temporary:
+            nib.save(scan_to_nibabel(voxels, scan), temporary)
+        self.rewritten += 1
+
+    def _write_mask(self, name: str, mask: NDArray[Any], scan: Scan) -> None:
+        labels = self.dataset.labels
+        if self.renumbered:
+            table = np.zeros(int(max(labels.values)) + 1, dtype=np.uint16)
+            table[list(self.renumbered)] = list(self.renumbered.values())
+            mask = table[np.where(mask > max(labels.values), 0, mask)]
+        kind = np.uint8 if int(mask.max(initial=0)) <= 255 else np.uint16
+        prediction = Prediction(
+            mask.astype(kind), scan.geometry, self._names_now(), forms=scan.forms
+        )
+        write_mask(self.folder / name, prediction)
+        self.rewritten += 1
+
+    def _names_now(self) -> Any:
+        labels = self.dataset.labels
+        if not self.renumbered:
+            return labels
+        names = zip(labels.values, labels.names, strict=True)
+        return type(labels).from_names({self.renumbered[value]: name for value, name in names})
+
+    def describe(self, rows: list[dict[str, Any]]) -> None:
+        """Write what says how the files belong together, and the folds."""
+        {"msd": self._msd, "nnunet": self._nnunet, "table": self._table}[self.layout](rows)
+        if self.dataset.splits is not None:
+            folds = [{"train": s.train, "val": s.validation} for s in self.dataset.splits]
+            name = "splits_final.json" if self.layout == "nnunet" else "splits.json"
+            write_text(self.folder / name, json.dumps(folds, indent=1))
+
+    def _common(self) -> dict[str, Any]:
+        return {"name": self.dataset.name, "licence": self.dataset.licence}
+
+    def _msd(self, rows: list[dict[str, Any]]) -> None:
+        labels = self.dataset.labels
+        about = self._common() | {
+            "modality": {str(n): name for n, name in enumerate(self.dataset.channels)},
+            "labels": {"0": "background"}
+            | {str(v): name for v, name in zip(labels.values, labels.names, strict=True)},
+            "numTraining": len(rows),
+            "training": [
+                {"image": row["images"][0], "label": row["label"]}
+                | ({"group": row["group"]} if "group" in row else {})
+                for row in rows
+            ],
+            "test": [],
+        }
+        write_text(self.folder / "dataset.json", json.dumps(about, indent=1))
+
+    def _nnunet(self, rows: list[dict[str, Any]]) -> None:
+        labels = self._names_now()
+        about = self._common() | {
+            "channel_names": {str(n): name for n, name in enumerate(self.dataset.channels)},
+            "labels": {"background": 0} | dict(zip(labels.names, labels.values, strict=True)),
+            "numTraining": len(rows),
+            "file_ending": self.ending,
+        }
+        write_text(self.folder / "dataset.json", json.dumps(about, indent=1))
+
+    def _table(self, rows: list[dict[str, Any]]) -> None:
+        one_file = all(len(row["images"]) == 1 for row in rows)
+        names = [""] if one_file and len(self.dataset.channels) > 1 else self.dataset.channels
+        heads = [f"image_{name}" if name else "image" for name in names]
+        table = [["case", *heads, "label", "group"]]
+        table += [[r["case"], *r["images"], r["label"], r.get("group", "")] for r in rows]
+        labels = self.dataset.labels
+        write_text(self.folder / "dataset.csv", _csv(table))
+        pairs = [[str(v), name] for v, name in zip(labels.values, labels.names, strict=True)]
+        write_text(self.folder / "labels.csv", _csv([["value", "name"], *pairs]))
+
+
+def scan_to_nibabel(voxels: NDArray[Any], scan: Scan) -> nib.Nifti1Image:
+    """Voxels (C, I, J, K) on a scan's grid as NIfTI: (I, J, K), or (I, J, K, C) with channels."""
+    array = np.moveaxis(voxels, 0, -1)
+    array = array[..., 0] if array.shape[-1] == 1 else array
+    if array.dtype in (np.int64, np.uint64):
+        array = array.astype(np.int32 if np.abs(array).max(initial=0) < 2**31 else np.float64)
+    if array.dtype in (np.float16, np.bool_):
+        array = array.astype(np.float32 if array.dtype == np.float16 else np.uint8)
+    image = nib.Nifti1Image(np.ascontiguousarray(array), scan.geometry.affine_ras)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(scan.geometry.affine_ras, code=1)
+    image.set_sform(scan.geometry.affine_ras, code=1)
+    return image
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of the file's format, ``.nii.gz`` as one, in small letters."""
+    name = path.name.lower()
+    return next((suffix for suffix in SCAN_SUFFIXES if name.endswith(suffix)), path.suffix)
+
+
+def _csv(rows: list[list[str]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
