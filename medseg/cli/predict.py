@@ -15,7 +15,8 @@ def predict_command(
     model: Annotated[Path, typer.Argument(help="RUN/model of a finished training.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the masks.")],
     inputs: Annotated[
-        list[Path] | None, typer.Argument(help="Scans, or folders of them.", show_default=False)
+        list[Path] | None,
+        typer.Argument(help="Scans, or folders of them; DICOM: folders, zips.", show_default=False),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
     labels: Annotated[
@@ -24,6 +25,13 @@ def predict_command(
     cases: Annotated[
         Path | None, typer.Option("--cases", help="CSV table: case, and a column per channel.")
     ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option("--series", help="Of each DICOM study: N, UID, PATTERN or auto."),
+    ] = None,
+    accept_gaps: Annotated[
+        bool, typer.Option("--accept-gaps", help="Interpolate between uneven DICOM slices.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Segment scans: DIR/<case>.nii.gz in each scan's own geometry, with a JSON sidecar.
@@ -36,8 +44,9 @@ def predict_command(
 
     with progress_bar("Segmenting") as progress:
         summary = predict(
-            model, inputs or [], out, device=device, labels=labels, cases=cases, progress=progress
-        )
+            model, inputs or [], out, device=device, labels=labels, cases=cases, progress=progress,
+            series=series, accept_gaps=accept_gaps,
+        )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(summary))
     else:

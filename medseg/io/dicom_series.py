@@ -140,13 +140,13 @@ def describe_series(instances: Sequence[Instance], source: Path) -> list[SeriesI
     for instance in instances:
         key = instance.series_uid or instance.part.name
         groups.setdefault((instance.study_uid, key), []).append(instance)
-    rows: list[tuple[int, SeriesInfo]] = []
+    studies: dict[str, list[tuple[int, SeriesInfo]]] = {}
     for group in groups.values():
         number = group[0].series_number
         for extra, volume in _volumes(group):
-            rows.append((-1 if number is None else number, _info(group, volume, extra, source)))
-    rows.sort(key=lambda row: (row[0], row[1].uid))
-    return _numbered(rows)
+            info = _info(group, volume, extra, source)
+            studies.setdefault(info.study_uid, []).append((-1 if number is None else number, info))
+    return [info for rows in studies.values() for info in _numbered(rows)]
 
 
 def read_series(info: SeriesInfo, *, accept_gaps: bool = False) -> Scan:
@@ -274,11 +274,11 @@ def _doubts(first: Instance, slices: int) -> tuple[str, ...]:
 
 
 def _numbered(rows: Sequence[tuple[int, SeriesInfo]]) -> list[SeriesInfo]:
-    """Give each its id: the number of the series where that is its own."""
+    """Give each of a study its id: the number of the series where that is its own."""
     numbers = [number for number, _ in rows]
     seen: dict[int, int] = {}
     named = []
-    for number, info in rows:
+    for number, info in sorted(rows, key=lambda row: (row[0], row[1].uid)):
         text = str(max(0, number))
         if number < 0 or numbers.count(number) > 1:
             seen[number] = seen.get(number, 0) + 1

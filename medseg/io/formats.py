@@ -17,6 +17,7 @@ from medseg.core.errors import FileError, LabelError
 from medseg.core.labels import LabelSet
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
+from medseg.io.dicom_parts import is_dicom
 from medseg.io.image2d import IMAGE_SUFFIXES, looks_like_image, read_image, write_image_mask
 from medseg.io.itk import ITK_SUFFIXES, looks_like_itk, read_itk, write_itk_mask
 from medseg.io.nifti import NIFTI_SUFFIXES, looks_like_nifti, open_maybe_gzip, read_nifti
@@ -46,6 +47,21 @@ class Format:
     write: Callable[[Path, Prediction], None]
 
 
+def _read_dicom(path: Path, *, series: str | None = None, accept_gaps: bool = False) -> Scan:
+    # It takes a while to load, and most scans are no DICOM.
+    from medseg.io.dicom import read_dicom
+
+    return read_dicom(path, series=series, accept_gaps=accept_gaps)
+
+
+def _no_dicom_mask(path: Path, prediction: Prediction) -> None:
+    raise FileError(str(path), expected="a format that masks are written in", got="DICOM")
+
+
+def _looks_like_dicom(head: bytes) -> bool:
+    return is_dicom(head) or head.startswith(b"PK\x03\x04")
+
+
 FORMATS = (
     Format(
         "NIfTI", NIFTI_SUFFIXES, (".nii.gz", ".nii"), looks_like_nifti, read_nifti,
@@ -59,28 +75,51 @@ FORMATS = (
         "PNG, TIFF or JPEG", IMAGE_SUFFIXES, (".png", ".tif", ".tiff"), looks_like_image,
         read_image, write_image_mask,
     ),
+    # Last, since a file without a preamble has little to be known by; no suffixes, since
+    # a folder of slices is one scan.
+    Format("DICOM", (), (), _looks_like_dicom, _read_dicom, _no_dicom_mask),
 )  # fmt: skip
+_DICOM = FORMATS[-1]
 
 SCAN_SUFFIXES: tuple[str, ...] = tuple(
     sorted((suffix for row in FORMATS for suffix in row.suffixes), key=len, reverse=True)
 )
 # The voxels of a .hdr: no scan of their own in a folder, but a name that may be given.
-_NAMED_SUFFIXES = (".img.gz", *SCAN_SUFFIXES, ".img")
+_NAMED_SUFFIXES = (".img.gz", *SCAN_SUFFIXES, ".img", ".dcm.gz", ".dcm", ".zip")
 # An NRRD or NIfTI header tells itself within this many bytes; so does DICOM ("DICM" at 128).
 _HEAD_BYTES = 540
 
 
-def read_scan(path: str | Path) -> Scan:
+def read_scan(path: str | Path, *, series: str | None = None, accept_gaps: bool = False) -> Scan:
     """Read a scan: geometry from the header now, voxels (C, I, J, K) when asked for.
 
     The content decides which reader is used, whatever the name says.
 
+    Args:
+        path: A file; for DICOM also a folder, a zip or a DICOMDIR.
+        series: Of several DICOM series the one to read: its number or UID, a pattern for
+            its description, or ``"auto"``; None where only one is usable.
+        accept_gaps: Interpolate where DICOM slices lie at uneven distances.
+
     Raises:
         FileError: The file is missing, truncated, or of no known format.
-        GeometryError: Its header places the voxels nowhere.
+        GeometryError: Its header places the voxels nowhere, or slices have uneven gaps.
+        InputError: Several DICOM series could be meant; they are named.
     """
     path = Path(path)
-    return _format_of(path).read(path)
+    row = _format_of(path)
+    if row.read is _read_dicom:
+        return _read_dicom(path, series=series, accept_gaps=accept_gaps)
+    return row.read(path)
+
+
+def is_dicom_source(path: str | Path) -> bool:
+    """Whether a file is DICOM, a zip (of DICOM, it is hoped) or a DICOMDIR; no for others.
+
+    Raises:
+        FileError: The file is missing, or of no known format.
+    """
+    return _format_of(Path(path)).read is _read_dicom
 
 
 def read_mask(path: str | Path) -> tuple[NDArray[Any], Scan]:
@@ -170,9 +209,7 @@ def find_scans(folder: str | Path) -> list[Path]:
 def _format_of(path: Path) -> Format:
     try:
         if path.is_dir():
-            raise FileError(
-                str(path), expected="a file", got="a folder", cure="Name the scans in it."
-            )
+            return _DICOM
         with open_maybe_gzip(path) as stream:
             head = stream.read(_HEAD_BYTES)
     except FileNotFoundError as error:
@@ -187,9 +224,11 @@ def _format_of(path: Path) -> Format:
     given = str(path).lower()
     if head and given.endswith((".img", ".img.gz")):
         return FORMATS[0]
+    # First, since some DICOM files begin like TIFF or an Analyze header.
+    if head[128:132] == b"DICM":
+        return _DICOM
     for row in FORMATS:
-        # Some DICOM files begin like an Analyze header.
-        if row.known_by(head) and head[128:132] != b"DICM":
+        if row.known_by(head):
             return row
     raise _unknown(path, head)
 
@@ -199,13 +238,6 @@ def _unknown(path: Path, head: bytes) -> FileError:
     if not head:
         return FileError(
             str(path), expected=expected, got="an empty file", cure="Copy or export it again."
-        )
-    if head[128:132] == b"DICM":
-        return FileError(
-            str(path),
-            expected=expected,
-            got="DICOM",
-            cure="Convert the series to NIfTI first, for example with dcm2niix.",
         )
     return FileError(
         str(path),

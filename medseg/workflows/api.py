@@ -152,7 +152,7 @@ class Model:
     def _predict_scan(
         self, scan: Scan, source: ScanLike, labels: str | Sequence[str] | None
     ) -> Result:
-        hashes = [segment.file_sha256(path) for path in segment.paths_of(source)]
+        hashes = segment.input_hashes(source, self.plan)
         provenance = segment.provenance_of(self._predictor, self.sha256, input_sha256=hashes)
         classes = segment.segment(scan, self._predictor)
         return Result(

@@ -1,4 +1,4 @@
-"""Say what a scan or a model is."""
+"""Say what a scan, a DICOM study or a model is."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from medseg.core.errors import FileError
-from medseg.io.formats import read_label_names, read_scan
+from medseg.io.formats import is_dicom_source, read_label_names, read_scan
 
 
 def info(path: str | Path) -> dict[str, Any]:
     """Describe a scan or a model package, as JSON could hold it.
 
     A scan: ``shape`` (I, J, K), ``spacing_mm``, ``size_mm``, ``axis_codes``, ``channels``,
-    ``dtype``, ``range`` and more. A model: the facts of its package.
+    ``dtype``, ``range`` and more. DICOM: ``series``, a list with ``series`` (what selects it),
+    ``modality``, ``description``, ``slices``, ``spacing_mm``, ``gaps``, ``reasons_against``
+    and more for each. A model: the facts of its package.
 
     Args:
-        path: A scan file, a model folder, or a run folder that holds ``model/``.
+        path: A scan file; a folder, zip or DICOMDIR of DICOM; a model folder, or a run
+            folder that holds ``model/``.
 
     Raises:
         FileError: It is neither, or the file is damaged.
@@ -31,14 +33,37 @@ def info(path: str | Path) -> dict[str, Any]:
             from medseg.package.package import read_package_info
 
             return {"kind": "model", **read_package_info(folder)}
-    if path.is_dir():
-        raise FileError(
-            str(path),
-            expected="a scan, or a folder with model.json",
-            got="another folder",
-            cure="Give one scan file, or the folder `model` of a training run.",
-        )
+    if is_dicom_source(path):
+        return _study_info(path)
     return _scan_info(path)
+
+
+def _study_info(path: Path) -> dict[str, Any]:
+    # It takes a while to load, and most scans are no DICOM.
+    from medseg.io.dicom import find_series
+
+    everything = find_series(path)
+    studies = list(dict.fromkeys(found.study_uid for found in everything))
+    series = [
+        {
+            "study": studies.index(found.study_uid) + 1,
+            "series": found.id,
+            "modality": found.modality,
+            "description": found.description,
+            "slices": found.slices,
+            "shape": None if found.shape is None else list(found.shape),
+            "spacing_mm": None
+            if found.spacing_mm is None
+            else [round(side, 4) for side in found.spacing_mm],
+            "axis_codes": found.axis_codes,
+            "tilt_degrees": found.tilt_degrees,
+            "gaps": found.gaps,
+            "reasons_against": list(found.reasons_against),
+            "uid": found.uid,
+        }
+        for found in everything
+    ]
+    return {"kind": "study", "series": series}
 
 
 def _scan_info(path: Path) -> dict[str, Any]:

@@ -11,20 +11,23 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from medseg.core.errors import FileError, InputError, MedsegError, OutputError
 from medseg.core.plan import Plan
+from medseg.io.dicom_studies import Study
 from medseg.io.formats import case_name, find_scans
 from medseg.workflows.api import Model, load_model
-from medseg.workflows.segment import expected_labels, paths_of
+from medseg.workflows.segment import expected_labels, paths_of, settled
+from medseg.workflows.studies import ReadOptions, named_studies, studies_below, studies_in_file
 
 Progress = Callable[[int, int, str], None]
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _log = logging.getLogger(__name__)
 
-# One case: its id, and a path or a path per channel name.
-Job = tuple[str, Path | dict[str, Path]]
+# One case: its id, and a path, a path per channel name, or a DICOM study.
+Source = Path | dict[str, Path] | Study
+Job = tuple[str, Source]
 
 
 def predict(
@@ -36,19 +39,23 @@ def predict(
     labels: str | Sequence[str] | None = None,
     cases: str | Path | None = None,
     progress: Progress | None = None,
+    **reading: Unpack[ReadOptions],
 ) -> dict[str, Any]:
     """Segment scans into ``out/<case>.nii.gz``, each with a JSON sidecar.
 
     Args:
         model: A package folder, or a model that is loaded already.
         inputs: Scan files and folders of them. The case id is the path below their common
-            folder, without the suffix.
+            folder, without the suffix. DICOM: a folder tree, a zip or a DICOMDIR; one case
+            per study, named by the folder that holds it.
         out: Folder for the masks.
         device: As in ``load_model``.
         labels: Names of the labels to keep, in a list or with commas; None keeps all.
         cases: A CSV table with the column ``case`` and one column per channel, instead of
             ``inputs``.
         progress: Called with (done, total, case id).
+        reading: For DICOM studies ``series`` (``"auto"``, a number, a UID or a pattern; None
+            where only one is usable) and ``accept_gaps`` (interpolate between slices).
 
     Returns:
         ``{"done": {case: path}, "failed": {case: message}, "seconds": s}``.
@@ -68,6 +75,7 @@ def predict(
         jobs = read_case_table(Path(cases), loaded.plan)
     else:
         jobs = find_cases([Path(path) for path in inputs], loaded.plan, out=out)
+    jobs = [(case, _wish(source, **reading)) for case, source in jobs]
     _refuse_to_overwrite(jobs, out)
     _make_folder(out)
     started = time.perf_counter()
@@ -88,6 +96,12 @@ def predict(
     return {"done": done, "failed": failed, "seconds": round(time.perf_counter() - started, 3)}
 
 
+def _wish(source: Source, *, series: str | None = None, accept_gaps: bool = False) -> Source:
+    if isinstance(source, Study):
+        return source.wanting(series, accept_gaps=accept_gaps)
+    return source
+
+
 def find_cases(inputs: Sequence[Path], plan: Plan, *, out: Path | None = None) -> list[Job]:
     """Name the cases of files and folders, and join ``case_0000``, ``case_0001`` ... by channel.
 
@@ -101,6 +115,7 @@ def find_cases(inputs: Sequence[Path], plan: Plan, *, out: Path | None = None) -
         InputError: There is no scan, two have one id, or a channel is missing.
     """
     files: list[Path] = []
+    studies: list[Study] = []
     roots: list[Path] = []
     for path in inputs:
         # Folders without links and "..", so that "below the common folder" has one meaning;
@@ -108,34 +123,43 @@ def find_cases(inputs: Sequence[Path], plan: Plan, *, out: Path | None = None) -
         if path.is_dir():
             roots.append(path.resolve())
             files += _scans_below(roots[-1], out)
+            studies += studies_below(roots[-1])
         elif path.exists():
             roots.append(path.parent.resolve())
-            files.append(path.parent.resolve() / path.name)
+            file = roots[-1] / path.name
+            found = studies_in_file(file)
+            studies += found
+            files += [] if found else [file]
         else:
             raise FileError(str(path), expected="a scan or a folder of scans", got="no such path")
     files = list(dict.fromkeys(files))
-    if not files:
+    if not files and not studies:
         raise InputError(
             ", ".join(map(str, inputs)) or "inputs",
             expected="at least one scan",
             got="none of a known format",
-            cure="NIfTI, NRRD, MHA, PNG, JPEG and TIFF are read.",
+            cure="NIfTI, NRRD, MHA, DICOM, PNG, JPEG and TIFF are read.",
         )
     base = Path(os.path.commonpath(roots))
-    named: dict[str, Path] = {}
-    for file in files:
-        case = str((file.parent / case_name(file)).relative_to(base).as_posix())
+    pairs: list[tuple[str, Path | Study]] = [
+        ((file.parent / case_name(file)).relative_to(base).as_posix(), file) for file in files
+    ]
+    named: dict[str, Path | Study] = {}
+    for case, source in [*pairs, *named_studies(studies, base)]:
         if case in named:
+            both = " and ".join(str(getattr(s, "path", s)) for s in (named[case], source))
             raise InputError(
                 f"case id '{case}'",
                 expected="one scan",
-                got=f"{named[case]} and {file}",
+                got=both,
                 cure="Rename one of them, or give them in two calls.",
             )
-        named[case] = file
+        named[case] = source
     if len(plan.channels) == 1:
         return list(named.items())
-    return _by_channel(named, plan)
+    in_files = {case: source for case, source in named.items() if isinstance(source, Path)}
+    in_studies = [(case, source) for case, source in named.items() if isinstance(source, Study)]
+    return [*_by_channel(in_files, plan), *in_studies]
 
 
 def _scans_below(folder: Path, out: Path | None) -> list[Path]:
@@ -262,7 +286,7 @@ def _segment_all(
         waiting = None
         for case, source in jobs:
             try:
-                result = model.predict(source, labels=labels)
+                result = model.predict(settled(source, model.plan), labels=labels)
             except Exception as error:  # noqa: BLE001 - one case must not stop the others
                 _log.debug("case %s", case, exc_info=True)
                 yield case, error, None

@@ -21,6 +21,8 @@ from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.inference.predictor import Predictor
 from medseg.io.atomic import whole_file
+from medseg.io.dicom_series import SeriesInfo
+from medseg.io.dicom_studies import Study
 from medseg.io.formats import read_scan, write_mask
 from medseg.io.nifti import scan_from_nibabel
 from medseg.postprocess.chain import apply_chain
@@ -35,8 +37,8 @@ def read(source: ScanLike, plan: Plan) -> Scan:
 
     Args:
         source: A path; a nibabel image; a SimpleITK image; ``(array, affine)`` with
-            (I, J, K) or (C, I, J, K) voxels and a 4x4 RAS+ affine in mm; a :class:`Scan`; or
-            a mapping from each channel name of the plan to one of these.
+            (I, J, K) or (C, I, J, K) voxels and a 4x4 RAS+ affine in mm; a :class:`Scan`; a
+            DICOM :class:`Study`; or a mapping from each channel name of the plan to one of these.
         plan: Says which channels are wanted.
 
     Raises:
@@ -53,10 +55,10 @@ def read(source: ScanLike, plan: Plan) -> Scan:
                 got=", ".join(map(str, source)) or "none",
                 cure="Give one scan for each channel name.",
             )
-        parts = {name: _read_one(source[name]) for name in names}
+        parts = {name: _read_one(source[name], plan) for name in names}
         scan = Scan.from_channels(parts, source=parts[names[0]].source)
     else:
-        scan = _read_one(source)
+        scan = _read_one(source, plan)
     if len(scan.channels) != len(names):
         raise InputError(
             scan.source,
@@ -150,10 +152,51 @@ def provenance_of(
     }
 
 
+def wanted_series(study: Study, plan: Plan) -> SeriesInfo:
+    """The series of a study that is asked for; for ``auto`` the one nearest to the plan.
+
+    Raises:
+        InputError: None fits, or several fit equally well.
+    """
+    a, b, c = plan.spacing_mm
+    spacing_mm = None if a is None or b is None or c is None else (a, b, c)
+    return study.choose(modality=plan.modality, spacing_mm=spacing_mm)
+
+
+def settled(source: ScanLike, plan: Plan) -> ScanLike:
+    """A study with its series chosen, once, so that the choice is told once; else the source.
+
+    Raises:
+        InputError: None fits, or several fit equally well.
+    """
+    if not isinstance(source, Study):
+        return source
+    return source.wanting(wanted_series(source, plan).id, accept_gaps=source.accept_gaps)
+
+
+def input_hashes(source: ScanLike, plan: Plan) -> list[str]:
+    """SHA-256 of what a scan is read from: of each file, one for all slices of a series."""
+    if isinstance(source, Study):
+        files = [part.path for part in wanted_series(source, plan).parts]
+        return [_joint_sha256(files)]
+    return [
+        _joint_sha256(sorted(path.rglob("*"))) if path.is_dir() else file_sha256(path)
+        for path in paths_of(source)
+    ]
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _joint_sha256(paths: Sequence[Path]) -> str:
+    """One hash for several files in their order: of their own hashes, one after another."""
+    files = [path for path in dict.fromkeys(paths) if path.is_file()]
+    if len(files) == 1:
+        return file_sha256(files[0])
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
 
 
 def paths_of(source: ScanLike) -> list[Path]:
@@ -182,9 +225,11 @@ def expected_labels(plan: Plan, labels: str | Sequence[str] | None) -> LabelSet:
     return plan.labels.select(name for name in names if name)
 
 
-def _read_one(source: ScanLike) -> Scan:
+def _read_one(source: ScanLike, plan: Plan) -> Scan:
     if isinstance(source, Scan):
         return source
+    if isinstance(source, Study):
+        return source.read(wanted_series(source, plan))
     if isinstance(source, str | Path):
         return read_scan(source)
     if isinstance(source, nib.spatialimages.SpatialImage):
