@@ -31,6 +31,10 @@ from medseg.planning.fingerprint import ANISOTROPIC
 
 StepCost = Callable[[Plan], float]
 _SMALLEST_SIDE = 4
+# How much coarser the grid may get when the time is short, and the typical side of a scan
+# (geometric mean, voxels) below which its organs would be lost.
+COARSENINGS = (1.5, 2.0)
+_LEAST_SIDE = 28.0
 _MOST_STAGES = 6
 
 
@@ -41,7 +45,7 @@ class Means:
     Attributes:
         patch_voxels: Most voxels of a patch.
         batch_size: Patches per step.
-        widths: Channels of the finest stage to choose from, best first.
+        widths: Channels of the finest stage to choose from, narrowest first.
         widest: Most channels of any stage.
         training_s: Time for the steps; None when their number is given.
         enough_steps: How many steps a wider network must still get.
@@ -59,9 +63,18 @@ def means_for(device_type: str, *, two_dimensional: bool, training_s: float | No
     """What a CPU or a GPU can be asked for, before anything is measured."""
     if device_type == "cuda":
         patch, batch = (512 * 512, 12) if two_dimensional else (128**3, 2)
-        return Means(patch, batch, (32, 24, 16), 320, training_s, enough_steps=2000)
+        return Means(patch, batch, (16, 24, 32), 320, training_s, enough_steps=2000)
     patch, batch = (192 * 192, 8) if two_dimensional else (56 * 56 * 40, 2)
-    return Means(patch, batch, (32, 24, 16, 12, 8), 256, training_s)
+    return Means(patch, batch, (8, 12, 16, 24, 32), 256, training_s)
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What is chosen by time: the network's name and width, and the grid."""
+
+    network: str
+    width: int
+    coarsening: float
 
 
 def make_plan(
@@ -100,21 +113,49 @@ def make_plan(
             cure="Leave them out with --labels, or use another fold.",
         )
 
-    def plan_of(channels: int) -> Plan:
-        plan = _plan_of_width(fingerprint, labels, means, network=network, width=channels)
+    def plan_of(channels: int, coarsening: float = 1.0) -> Plan:
+        size = _Size(network, channels, coarsening)
+        plan = _plan_of_size(fingerprint, labels, means, size=size)
         return edited(plan, changes) if changes else plan
 
     if width is not None:
         return _with_reason(plan_of(width), "features", f"{width} channels as set")
     if step_cost is None or means.training_s is None:
-        return _with_reason(plan_of(means.widths[0]), "features", "the widest for this device")
-    for channels in means.widths:
-        plan = plan_of(channels)
-        steps = int(means.training_s / step_cost(plan))
-        if steps >= means.enough_steps or channels == means.widths[-1]:
+        return _with_reason(plan_of(means.widths[-1]), "features", "the widest for this device")
+
+    def steps_of(plan: Plan) -> int:
+        return int(means.training_s / step_cost(plan))  # type: ignore[operator]
+
+    return _paced(*_largest_that_fits(plan_of, steps_of, means, fingerprint), means, changes)
+
+
+def _largest_that_fits(
+    plan_of: Callable[[int, float], Plan],
+    steps_of: Callable[[Plan], int],
+    means: Means,
+    fingerprint: Fingerprint,
+) -> tuple[Plan, int]:
+    """The finest grid on which enough steps fit, and there the widest network.
+
+    Starts with what costs least, so that measuring stays a small part of the time.
+    """
+    for coarsening in (1.0, *COARSENINGS):
+        plan = plan_of(means.widths[0], coarsening)
+        if coarsening > 1 and _typical_side(plan, fingerprint) < _LEAST_SIDE:
             break
-    reason = f"{channels} channels: about {steps} steps fit, {means.enough_steps} are wanted"
-    return _with_reason(_paced(plan, steps, changes), "features", reason)
+        narrow, fit = plan, steps_of(plan)
+        if fit >= means.enough_steps:
+            break
+    best, steps = narrow, fit
+    for channels in means.widths[1:]:
+        if steps < means.enough_steps:
+            break
+        wider = plan_of(channels, coarsening)
+        fit = steps_of(wider)
+        if fit < means.enough_steps:
+            break
+        best, steps = wider, fit
+    return best, steps
 
 
 def patch_and_strides(
@@ -170,10 +211,8 @@ def _kernel(spacing: NDArray[Any], patch: NDArray[Any]) -> Triple:
     return _triple(np.where((spacing < 2 * fine) & (patch > 1), 3, 1))
 
 
-def _plan_of_width(
-    fingerprint: Fingerprint, labels: LabelSet, means: Means, *, network: str, width: int
-) -> Plan:
-    spacing, spacing_reason = _spacing(fingerprint)
+def _plan_of_size(fingerprint: Fingerprint, labels: LabelSet, means: Means, *, size: _Size) -> Plan:
+    spacing, spacing_reason = _spacing(fingerprint, size.coarsening)
     flat = fingerprint.two_dimensional
     median_mm = fingerprint.median_spacing_mm
     grid_mm = np.array([new or old for new, old in zip(spacing, median_mm, strict=True)])
@@ -190,13 +229,15 @@ def _plan_of_width(
         spacing_mm=spacing,
         patch_size=patch,
         network=NetworkPlan(
-            name=network,
+            name=size.network,
             spatial_dims=2 if flat else 3,
             in_channels=len(fingerprint.channels),
             classes=len(labels) + 1,
             strides=strides,
             kernels=kernels,
-            features=tuple(min(means.widest, width * 2**level) for level in range(len(strides))),
+            features=tuple(
+                min(means.widest, size.width * 2**level) for level in range(len(strides))
+            ),
         ),
         training=TrainingPlan(
             batch_size=means.batch_size, learning_rate=2e-3, augmentation=AugmentationPlan()
@@ -216,10 +257,12 @@ def _plan_of_width(
     )
 
 
-def _spacing(fingerprint: Fingerprint) -> tuple[Spacing, str]:
+def _spacing(fingerprint: Fingerprint, coarsening: float) -> tuple[Spacing, str]:
     median, low = fingerprint.median_spacing_mm, fingerprint.low_spacing_mm
+    slower = f"; {coarsening:g} times coarser, so that enough steps fit" if coarsening > 1 else ""
     if fingerprint.two_dimensional:
-        return (median[0], median[1], None), "median of the training images; single slices"
+        reason = f"median of the training images; single slices{slower}"
+        return (median[0] * coarsening, median[1] * coarsening, None), reason
     chosen = [
         fine if middle > ANISOTROPIC * min(median) else middle
         for middle, fine in zip(median, low, strict=True)
@@ -227,7 +270,10 @@ def _spacing(fingerprint: Fingerprint) -> tuple[Spacing, str]:
     reason = "median of the training scans"
     if chosen != list(median):
         reason += "; 10th percentile along the coarse axis"
-    return (chosen[0], chosen[1], chosen[2]), reason
+    if coarsening > 1:
+        # Axes that are coarse already stay as they are for longest.
+        chosen = [max(side, coarsening * min(chosen)) for side in chosen]
+    return (chosen[0], chosen[1], chosen[2]), reason + slower
 
 
 def _channel_plan(facts: ChannelFacts) -> ChannelPlan:
@@ -245,12 +291,24 @@ def _channel_plan(facts: ChannelFacts) -> ChannelPlan:
     return ChannelPlan(name=facts.name, normalisation="zscore_nonzero" if masked else "zscore")
 
 
-def _paced(plan: Plan, steps: int, changes: dict[str, object] | None) -> Plan:
-    """Average weights over about the last thirtieth of the steps that fit."""
+def _paced(plan: Plan, steps: int, means: Means, changes: dict[str, object] | None) -> Plan:
+    """Average weights over about the last thirty steps of a thousand, and say why this size."""
+    channels = plan.network.features[0]
+    reason = f"{channels} channels: about {steps} steps fit, {means.enough_steps} are wanted"
+    plan = _with_reason(plan, "features", reason)
     if changes and "training.ema_decay" in changes:
         return plan
     decay = float(np.clip(1 - 30 / max(steps, 1), 0.9, 0.999))
     return edited(plan, {"training.ema_decay": round(decay, 4)})
+
+
+def _typical_side(plan: Plan, fingerprint: Fingerprint) -> float:
+    """Geometric mean of the sides of a typical scan on the plan's grid."""
+    grid = zip(
+        fingerprint.median_shape, fingerprint.median_spacing_mm, plan.spacing_mm, strict=True
+    )
+    sides = [side * old / (new or old) for side, old, new in grid if side > 1]
+    return float(np.prod(sides) ** (1 / max(1, len(sides))))
 
 
 def _with_reason(plan: Plan, key: str, reason: str) -> Plan:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from medseg.core.plan import Plan
+from medseg.core.plan import Fingerprint, Plan
 from medseg.inference.predictor import Predictor
 from medseg.networks.build import build_network
 from medseg.training.cache import CachedCase
@@ -20,10 +19,24 @@ _CLOSING_S = 4.0
 _PROBE_STEPS = 2
 
 
-def measure_step(plan: Plan, cases: Sequence[CachedCase], device: torch.device) -> float:
+def typical_case(plan: Plan, fingerprint: Fingerprint) -> CachedCase:
+    """A case of noise with the median shape on the plan's grid: enough to time with."""
+    shape = [
+        max(1, round(side * old / (new or old)))
+        for side, old, new in zip(
+            fingerprint.median_shape, fingerprint.median_spacing_mm, plan.spacing_mm, strict=True
+        )
+    ]
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((len(plan.channels), *shape), dtype=np.float32)
+    label = rng.integers(0, min(len(plan.labels) + 1, 256), shape, dtype=np.uint8)
+    return CachedCase("noise", image, label, {1: np.array([[side // 2 for side in shape]])})
+
+
+def measure_step(plan: Plan, case: CachedCase, device: torch.device) -> float:
     """Seconds of one training step, batch preparation included; the first step is not counted."""
     state = new_state(plan, seed=0, device=device)
-    batches = Batches(cases, plan, seed=0, device=device)
+    batches = Batches([case], plan, seed=0, device=device)
     step_once = Stepper(state, plan, device)
     took = []
     for step in range(1 + _PROBE_STEPS):
@@ -35,11 +48,10 @@ def measure_step(plan: Plan, cases: Sequence[CachedCase], device: torch.device) 
     return float(np.mean(took[1:]))
 
 
-def measure_case(plan: Plan, cases: Sequence[CachedCase], device: torch.device) -> float:
-    """Seconds to run the network over a case of the median size."""
-    middle = sorted(cases, key=lambda case: case.label.size)[len(cases) // 2]
+def measure_case(plan: Plan, case: CachedCase, device: torch.device) -> float:
+    """Seconds to run the network over a case."""
     predictor = Predictor([build_network(plan.network, seed=0)], plan, device)
-    voxels = torch.from_numpy(np.array(middle.image))
+    voxels = torch.from_numpy(case.image)
     took = []
     for _ in range(2):
         started = time.perf_counter()

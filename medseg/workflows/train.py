@@ -31,7 +31,7 @@ from medseg.inference.device import choose_device
 from medseg.io.atomic import write_text
 from medseg.planning.fingerprint import take_fingerprint
 from medseg.planning.planner import make_plan, means_for
-from medseg.training.budget import affordable_looks, measure_case, measure_step
+from medseg.training.budget import affordable_looks, measure_case, measure_step, typical_case
 from medseg.training.cache import build_cache
 from medseg.training.determinism import deterministic
 from medseg.training.loop import LOOKS, TrainJob, train_network
@@ -135,16 +135,14 @@ def _lay_ground(run: Run, splits: dict[str, Split]) -> Ground:
         "width": run.settings.base_features,
         "changes": run.settings.plan_changes(),
     }
-    draft = make_plan(fingerprint, run.labels, means, **options)
-    cached = build_cache(run.folder / "cache", cases, draft, progress=run.phase("preprocess"))
     plan = make_plan(
         fingerprint,
         run.labels,
         means,
         **options,
-        step_cost=lambda candidate: measure_step(candidate, cached, run.device),
+        step_cost=lambda draft: measure_step(draft, typical_case(draft, fingerprint), run.device),
     )
-    ground = Ground(plan, measure_case(plan, cached, run.device))
+    ground = Ground(plan, measure_case(plan, typical_case(plan, fingerprint), run.device))
     write_text(run.folder / "plan.json", plan.to_json())
     note = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
     note |= {"plan": plan.model_dump(mode="json"), "case_s": ground.case_s}

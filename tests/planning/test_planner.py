@@ -176,11 +176,16 @@ def test_pictures_get_a_flat_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("s_per_channel", "chosen"), [(1e-6, 32), (0.0035, 16), (0.0045, 12), (0.1, 8)]
+    ("s_per_channel", "chosen", "asked_for"),
+    [
+        (1e-6, 32, [8, 12, 16, 24, 32]),
+        (0.0035, 16, [8, 12, 16, 24]),
+        (0.0045, 12, [8, 12, 16]),
+    ],
 )
-def test_width_by_time(s_per_channel: float, chosen: int) -> None:
-    # 1000 steps in 60 s: a step may take 60 ms. Where none is that fast, the narrowest.
-    means = Means(MEANS.patch_voxels, 2, (32, 24, 16, 12, 8), 256, 60.0, enough_steps=1000)
+def test_width_by_time(s_per_channel: float, chosen: int, asked_for: list[int]) -> None:
+    # 1000 steps in 60 s: a step may take 60 ms.
+    means = Means(MEANS.patch_voxels, 2, (8, 12, 16, 24, 32), 256, 60.0, enough_steps=1000)
     asked: list[int] = []
 
     def cost(plan: Plan) -> float:
@@ -189,8 +194,29 @@ def test_width_by_time(s_per_channel: float, chosen: int) -> None:
 
     plan = make_plan(fingerprint(), LABELS, means, step_cost=cost)
     assert plan.network.features[0] == chosen
-    assert asked == list(means.widths[: means.widths.index(chosen) + 1])
+    assert asked == asked_for
+    assert plan.spacing_mm == (1.0, 1.0, 1.0)
     assert f"{chosen} channels: about" in plan.reasons["features"]
+
+
+def test_a_large_scan_gets_a_coarser_grid_when_the_time_is_short() -> None:
+    means = Means(64**3, 2, (8, 16), 256, 60.0, enough_steps=1000)
+    large = fingerprint(
+        median_shape=(96, 80, 64), median_spacing_mm=(3.0, 3.0, 4.0), low_spacing_mm=(3.0, 3.0, 4.0)
+    )
+
+    def cost(plan: Plan) -> float:
+        # 60 ms for the patch that a grid of 6 mm has.
+        return 0.05 * float(np.prod(plan.patch_size)) / (48 * 40 * 44)
+
+    plan = make_plan(large, LABELS, means, step_cost=cost)
+    assert plan.spacing_mm == (6.0, 6.0, 6.0)
+    assert "2 times coarser" in plan.reasons["spacing_mm"]
+    # A small scan keeps its grid: its organs would be lost.
+    small = fingerprint(median_shape=(36, 50, 35))
+    plan = make_plan(small, LABELS, means, step_cost=lambda plan: 1.0)
+    assert plan.spacing_mm == (1.0, 1.0, 1.0)
+    assert plan.network.features[0] == 8
 
 
 def test_without_a_budget_or_with_a_width_nothing_is_measured() -> None:
