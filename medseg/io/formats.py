@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from medseg.core.scan import Scan
 from medseg.io.dicom_parts import is_dicom
 from medseg.io.image2d import IMAGE_SUFFIXES, looks_like_image, read_image, write_image_mask
 from medseg.io.itk import ITK_SUFFIXES, looks_like_itk, read_itk, write_itk_mask
-from medseg.io.nifti import NIFTI_SUFFIXES, looks_like_nifti, open_maybe_gzip, read_nifti
+from medseg.io.nifti import NIFTI_SUFFIXES, looks_like_nifti, read_nifti
 from medseg.io.nifti_mask import read_nifti_label_names, write_nifti_mask
+from medseg.io.stream import BROKEN, open_maybe_gzip
 
 _LOG = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def _format_of(path: Path) -> Format:
             head = stream.read(_HEAD_BYTES)
     except FileNotFoundError as error:
         raise FileError(str(path), expected="a scan", got="no such file") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except BROKEN as error:
         raise FileError(
             str(path),
             expected="a whole file",

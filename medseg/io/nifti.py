@@ -7,15 +7,13 @@ file's own number type unless the header scales them. Reference: the NIfTI-1.1 h
 
 from __future__ import annotations
 
-import gzip
 import logging
 import math
 import struct
-import zlib
 from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, TypeAlias
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +23,8 @@ from numpy.typing import NDArray
 from medseg.core.errors import FileError, GeometryError
 from medseg.core.geometry import Geometry, Triple
 from medseg.core.scan import NiftiForms, Scan
+from medseg.io.stream import BROKEN as BROKEN_STREAM
+from medseg.io.stream import check_promise, open_maybe_gzip, read_voxels
 
 Header: TypeAlias = nib.Nifti1Header
 
@@ -35,12 +35,11 @@ PLACEMENT_FIELDS = (
 )  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
-BROKEN = (OSError, EOFError, zlib.error, ValueError, HeaderDataError, struct.error, OverflowError)
-_GZIP_MAGIC = b"\x1f\x8b"
-# Deflate cannot shrink more than 1032 : 1, so a larger promise is false before memory is taken.
-_MAX_DEFLATE_RATIO = 1032
+BROKEN = (*BROKEN_STREAM, HeaderDataError)
 _MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
 _MAGIC_OFFSET = {348: 344, 540: 4}
+# qform and sform further apart than this, in voxels, are worth a word; float32 strays far less.
+_FORMS_APART_VOXELS = 0.1
 
 
 @dataclass(frozen=True)
@@ -66,17 +65,6 @@ class _Named(logging.LoggerAdapter[logging.Logger]):
 def looks_like_nifti(head: bytes) -> bool:
     """Whether the first (decompressed) bytes, at least 348, are a NIfTI or Analyze header."""
     return _header_size(head) is not None
-
-
-def open_maybe_gzip(path: Path) -> BinaryIO:
-    """Open for reading, decompressing when the content (not the name) is gzip."""
-    stream = path.open("rb")
-    magic = stream.read(2)
-    stream.seek(0)
-    if magic != _GZIP_MAGIC:
-        return stream
-    stream.close()
-    return gzip.open(path, "rb")  # type: ignore[return-value]  # a BinaryIO in all but name
 
 
 def read_nifti(path: Path) -> Scan:
@@ -142,8 +130,9 @@ def _inspect(path: Path) -> _Stored:
         raise unreadable(path, error) from error
     grid, channels = _layout(stored_shape, str(path))
     _check_type(dtype, str(path))
-    _check_size(data_path, offset + math.prod(stored_shape) * dtype.itemsize)
+    check_promise(data_path, offset + math.prod(stored_shape) * dtype.itemsize)
     geometry = _geometry(grid, affine, _mm_per_unit(header), str(path))
+    _compare_forms(header, geometry, str(path))
     return _Stored(header, geometry, forms, shape=stored_shape, channels=channels,
                    offset=offset, data_path=data_path)  # fmt: skip
 
@@ -241,20 +230,6 @@ def _check_type(dtype: np.dtype[Any], source: str) -> None:
     )
 
 
-def _check_size(path: Path, promised_bytes: int) -> None:
-    """Refuse a header that promises more than the file can hold, before memory is taken."""
-    held_bytes = path.stat().st_size
-    with path.open("rb") as stream:
-        packed = stream.read(2) == _GZIP_MAGIC
-    if promised_bytes > held_bytes * (_MAX_DEFLATE_RATIO if packed else 1):
-        raise FileError(
-            str(path),
-            expected=f"{promised_bytes} bytes as the header says",
-            got=f"{held_bytes} bytes" + (" compressed" if packed else ""),
-            cure="Copy or export the file again.",
-        )
-
-
 def _geometry(grid: Triple, affine: NDArray[np.float64], mm: float, source: str) -> Geometry:
     affine = np.array(affine, dtype=np.float64)
     affine[:3] *= mm
@@ -269,6 +244,44 @@ def _geometry(grid: Triple, affine: NDArray[np.float64], mm: float, source: str)
         raise GeometryError(
             f"{source}: {error.what}", expected=error.expected, got=error.got, cure=error.cure
         ) from error
+
+
+def _compare_forms(header: Header, geometry: Geometry, source: str) -> None:
+    """Say so where qform and sform put the voxels into two places; the sform is used."""
+    if not (int(header["qform_code"]) > 0 and int(header["sform_code"]) > 0):
+        return
+    try:
+        other = _geometry(geometry.shape, header.get_qform(), _mm_per_unit(header), source)
+    except (HeaderDataError, ValueError, GeometryError):
+        _LOG.warning("%s: the qform places the voxels nowhere; the sform is used", source)
+        return
+    shift_mm, turn_deg = _distance(geometry, other)
+    if shift_mm > _FORMS_APART_VOXELS * min(geometry.spacing_mm):
+        _LOG.warning(
+            "%s: qform and sform disagree by up to %.3g mm and %.3g degrees; the sform is used",
+            source,
+            shift_mm,
+            turn_deg,
+        )
+
+
+def _distance(one: Geometry, other: Geometry) -> tuple[float, float]:
+    """How far two affines on one grid carry a corner apart (mm), and how far they turn (degrees).
+
+    The turn is the angle between the rotations nearest to both (polar decomposition); a grid
+    and its mirror image are 180 degrees apart.
+    """
+    far = np.asarray(one.shape, dtype=np.float64) - 1
+    corners = np.array([[*(far * bits), 1.0] for bits in np.ndindex(2, 2, 2)])
+    shift = (corners @ (one.affine_ras - other.affine_ras).T)[:, :3]
+    turns = []
+    for geometry in (one, other):
+        u, _, v = np.linalg.svd(geometry.affine_ras[:3, :3] / np.asarray(geometry.spacing_mm))
+        turns.append(u @ v)
+    turn = turns[0] @ turns[1].T
+    cosine = (np.trace(turn) - 1.0) / 2.0 if np.linalg.det(turn) > 0 else -1.0
+    angle = float(np.rad2deg(np.arccos(np.clip(cosine, -1.0, 1.0))))
+    return float(np.linalg.norm(shift, axis=1).max()), angle
 
 
 def _forms_of(header: Header, shape: tuple[int, ...]) -> NiftiForms:
@@ -287,28 +300,16 @@ def _mm_per_unit(header: Header) -> float:
 def _load(path: Path, stored: _Stored) -> NDArray[Any]:
     header = stored.header
     try:
-        with open_maybe_gzip(stored.data_path) as stream:
-            stream.seek(stored.offset)
-            array = _fill(np.empty(stored.shape, header.get_data_dtype(), order="F"), stream)
-            # To the end, so that a damaged or cut gzip is found by its checksum.
-            while stream.read(1 << 20):
-                pass
+        array = read_voxels(
+            stored.data_path,
+            offset=stored.offset,
+            shape=stored.shape,
+            dtype=header.get_data_dtype(),
+        )
         array = _scaled(array, *header.get_slope_inter())
     except BROKEN as error:
         raise unreadable(path, error) from error
     return _channels_first(array, stored.geometry.shape, stored.channels)
-
-
-def _fill(array: NDArray[Any], stream: BinaryIO) -> NDArray[Any]:
-    """Read voxels straight into their array: no second copy of a large scan in memory."""
-    target = array.reshape(-1, order="F").view(np.uint8).data
-    filled = 0
-    while filled < len(target):
-        count = stream.readinto(target[filled : filled + (1 << 24)])  # type: ignore[attr-defined]
-        if not count:
-            raise EOFError(f"{filled} bytes of voxels instead of {len(target)}")
-        filled += count
-    return array
 
 
 def _from_dataobj(image: SpatialImage, source: str) -> NDArray[Any]:

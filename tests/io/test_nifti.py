@@ -215,7 +215,7 @@ def test_what_is_no_scan_is_refused(tmp_path: Path, content: bytes, word: str) -
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no such file"):
         read_scan(tmp_path / "missing.nii.gz")
-    with pytest.raises(FileError, match="a folder"):
+    with pytest.raises(FileError, match="got none"):
         read_scan(tmp_path)
 
 
@@ -373,3 +373,36 @@ def test_a_nibabel_image_whose_file_is_gone(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(FileError, match="no such file"):
         scan.voxels()
+
+
+def _two_forms(path: Path, *, turn_deg: float, shift_mm: float) -> Path:
+    voxels, affine = lopsided_volume(SHAPE)
+    other = oblique_affine(angles_deg=(0.0, 0.0, turn_deg))
+    other[:3, 3] += (0.0, 0.0, shift_mm)
+    image = nib.Nifti1Image(voxels, affine)
+    image.set_sform(affine, code=2)
+    image.set_qform(other, code=1)
+    nib.save(image, path)
+    return path
+
+
+def test_forms_that_disagree_are_told_in_mm_and_degrees(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _two_forms(tmp_path / "a.nii", turn_deg=0.0, shift_mm=4.0)
+    affine = lopsided_volume(SHAPE)[1]
+    assert np.allclose(read_scan(path).geometry.affine_ras, affine, atol=1e-5)
+    assert "up to 4 mm and 0 degrees" in caplog.text
+    caplog.clear()
+    # Turned about the first voxel, the far corner moves by its distance times 2 sin(15 deg).
+    read_scan(_two_forms(tmp_path / "b.nii", turn_deg=30.0, shift_mm=0.0))
+    far_mm = np.hypot(10 * 1.5, 7 * 2.0) * 2 * np.sin(np.deg2rad(15.0))
+    assert f"up to {far_mm:.3g} mm and 30 degrees" in caplog.text
+
+
+def test_forms_that_agree_are_not_spoken_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_scan(_two_forms(tmp_path / "a.nii", turn_deg=0.0, shift_mm=0.1))
+    read_scan(write_nifti(tmp_path / "b.nii", *lopsided_volume(SHAPE, oblique=True)))
+    assert not caplog.records

@@ -213,7 +213,7 @@ def test_a_full_disk_leaves_the_old_mask(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(nifti_mask.gzip.GzipFile, "write", full)
+    monkeypatch.setattr(nifti_mask, "write_gzip", full)
     with pytest.raises(OutputError, match="No space left"):
         write_mask(path, _prediction(scan))
     assert path.read_bytes() == before
