@@ -17,8 +17,10 @@ from medseg.core.labels import LabelSet
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.io.dicom_parts import is_dicom
+from medseg.io.gipl import GIPL_SUFFIXES, looks_like_gipl, read_gipl
 from medseg.io.image2d import IMAGE_SUFFIXES, looks_like_image, read_image, write_image_mask
 from medseg.io.itk import ITK_SUFFIXES, looks_like_itk, read_itk, write_itk_mask
+from medseg.io.mgh import MGH_SUFFIXES, looks_like_mgh, read_mgh
 from medseg.io.nifti import NIFTI_SUFFIXES, looks_like_nifti, read_nifti
 from medseg.io.nifti_mask import read_nifti_label_names, write_nifti_mask
 from medseg.io.stream import BROKEN, open_maybe_gzip
@@ -54,8 +56,8 @@ def _read_dicom(path: Path, *, series: str | None = None, accept_gaps: bool = Fa
     return read_dicom(path, series=series, accept_gaps=accept_gaps)
 
 
-def _no_dicom_mask(path: Path, prediction: Prediction) -> None:
-    raise FileError(str(path), expected="a format that masks are written in", got="DICOM")
+def _read_only(path: Path, prediction: Prediction) -> None:
+    raise FileError(str(path), expected="a format that masks are written in", got=path.suffix)
 
 
 def _looks_like_dicom(head: bytes) -> bool:
@@ -75,9 +77,11 @@ FORMATS = (
         "PNG, TIFF or JPEG", IMAGE_SUFFIXES, (".png", ".tif", ".tiff"), looks_like_image,
         read_image, write_image_mask,
     ),
+    Format("GIPL", GIPL_SUFFIXES, (), looks_like_gipl, read_gipl, _read_only),
+    Format("MGH", MGH_SUFFIXES, (), looks_like_mgh, read_mgh, _read_only),
     # Last, since a file without a preamble has little to be known by; no suffixes, since
     # a folder of slices is one scan.
-    Format("DICOM", (), (), _looks_like_dicom, _read_dicom, _no_dicom_mask),
+    Format("DICOM", (), (), _looks_like_dicom, _read_dicom, _read_only),
 )  # fmt: skip
 _DICOM = FORMATS[-1]
 
