@@ -1,10 +1,13 @@
 """NRRD and MetaImage through SimpleITK, and SimpleITK images as scans and back.
 
+Our own code looks at the header first (``itk_header``): a crash in C++ cannot be caught.
+
 SimpleITK is imported when a function needs it, so that NIfTI works without it.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,11 +20,10 @@ from medseg.core.geometry import Geometry
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.io.atomic import whole_file
+from medseg.io.itk_header import Promise, check_header
+from medseg.io.stream import check_memory, no_memory
 
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-# One file holds header and voxels; only then can its size be held against the header.
-_SINGLE_FILE = (".nrrd", ".mha")
-_MAX_DEFLATE_RATIO = 1032
 
 
 def looks_like_itk(head: bytes) -> bool:
@@ -36,22 +38,28 @@ def read_itk(path: Path) -> Scan:
         FileError: The file is truncated, or of a type that is no scan (complex).
         GeometryError: The header places the voxels nowhere.
     """
+    try:
+        promise = check_header(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
     sitk = _sitk()
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader = _reader(path, sitk)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise _unreadable(path, error) from error
-    _check_size(path, reader, sitk)
+    _same_size(path, reader, promise)
     geometry, channels = _describe(reader, reader.GetNumberOfComponents(), str(path))
 
     def load() -> NDArray[Any]:
+        # Once more: the file may have changed since, and ITK must not follow it then either.
+        check_memory(str(path), 2 * check_header(path).voxel_bytes)
         try:
-            image = sitk.ReadImage(str(path))
-        except RuntimeError as error:
+            return _voxels(_reader(path, sitk).Execute(), sitk)
+        except (RuntimeError, MemoryError) as error:
+            if "Failed to allocate memory" in str(error) or isinstance(error, MemoryError):
+                raise no_memory(str(path), 2 * promise.voxel_bytes) from error
             raise _unreadable(path, error) from error
-        return _voxels(image, sitk)
 
     return Scan(geometry, _numbered(channels), load, source=str(path))
 
@@ -156,23 +164,28 @@ def _voxels(image: Any, sitk: ModuleType) -> NDArray[Any]:
     return channels_first.transpose(0, 3, 2, 1)
 
 
-def _check_size(path: Path, reader: Any, sitk: ModuleType) -> None:
-    """Refuse a header that promises more than the file can hold, before memory is taken."""
-    if path.suffix.lower() not in _SINGLE_FILE:
-        return
-    voxels = reader.GetNumberOfComponents()
-    for length in reader.GetSize():
-        voxels *= int(length)
-    if voxels > path.stat().st_size * _MAX_DEFLATE_RATIO:
+def _reader(path: Path, sitk: ModuleType) -> Any:
+    """A reader for the one format that the content shows: no other parser sees the file."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    with path.open("rb") as stream:
+        reader.SetImageIO("NrrdImageIO" if stream.read(4) == b"NRRD" else "MetaImageIO")
+    return reader
+
+
+def _same_size(path: Path, reader: Any, promise: Promise) -> None:
+    """Refuse a header that ITK reads as another size than our own parser."""
+    values = reader.GetNumberOfComponents() * math.prod(int(size) for size in reader.GetSize())
+    if values > promise.voxel_bytes:
         raise FileError(
             str(path),
-            expected=f"{reader.GetSize()} voxels",
-            got=f"{path.stat().st_size} bytes",
-            cure="Copy or export the file again.",
+            expected=f"at most {promise.voxel_bytes} values",
+            got=f"size {reader.GetSize()} with {reader.GetNumberOfComponents()} components",
+            cure="Copy or export it again.",
         )
 
 
-def _unreadable(path: Path, error: RuntimeError) -> FileError:
+def _unreadable(path: Path, error: Exception) -> FileError:
     if not path.exists():
         return FileError(str(path), expected="a scan", got="no such file")
     return FileError(
@@ -183,7 +196,7 @@ def _unreadable(path: Path, error: RuntimeError) -> FileError:
     )
 
 
-def _last_line(error: RuntimeError) -> str:
+def _last_line(error: Exception) -> str:
     """What ITK says went wrong, without its object addresses and source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[-1] if lines else "no reason given"
