@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from medseg.core.scan import Scan
     from medseg.io.formats import read_scan
     from medseg.workflows.api import Model, Result, load_model
+    from medseg.workflows.check import check
+    from medseg.workflows.convert import convert
     from medseg.workflows.doctor import doctor
     from medseg.workflows.evaluate import evaluate
     from medseg.workflows.info import info
@@ -34,6 +36,8 @@ _HOMES = {
     "Prediction": "medseg.core.results",
     "Result": "medseg.workflows.api",
     "Scan": "medseg.core.scan",
+    "check": "medseg.workflows.check",
+    "convert": "medseg.workflows.convert",
     "doctor": "medseg.workflows.doctor",
     "evaluate": "medseg.workflows.evaluate",
     "info": "medseg.workflows.info",
@@ -54,6 +58,8 @@ __all__ = [
     "Result",
     "Scan",
     "__version__",
+    "check",
+    "convert",
     "doctor",
     "evaluate",
     "info",

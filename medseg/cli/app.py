@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.check import check_command
+from medseg.cli.convert import convert_command
 from medseg.cli.doctor import doctor_command
 from medseg.cli.evaluate import evaluate_command
 from medseg.cli.info import info_command
@@ -40,6 +42,8 @@ app = typer.Typer(
 app.command("train")(train_command)
 app.command("predict")(predict_command)
 app.command("evaluate")(evaluate_command)
+app.command("check")(check_command)
+app.command("convert")(convert_command)
 app.command("info")(info_command)
 app.command("doctor")(doctor_command)
 

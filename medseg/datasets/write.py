@@ -64,6 +64,7 @@ def write_dataset(
     layout: str,
     link: bool = False,
     contents: Mapping[str, Content] | None = None,
+    notes: Mapping[str, str] | None = None,
     progress: Progress = lambda done, total, note: None,
 ) -> Written:
     """Write a dataset as ``"msd"``, ``"nnunet"`` or ``"table"``.
@@ -75,6 +76,7 @@ def write_dataset(
             labels 1, 2, 3 without gaps; values are renumbered for it.
         link: Link to files instead of copying them.
         contents: What some cases get instead of their files, by case id.
+        notes: Texts to lie beside the description, by file name.
         progress: Called with (done, total, case id).
 
     Raises:
@@ -91,6 +93,8 @@ def write_dataset(
             entries.append(writer.case(case, (contents or {}).get(case.id, Content())))
             progress(number, len(dataset.cases), case.id)
         writer.describe(entries)
+        for name, text in (notes or {}).items():
+            write_text(folder / name, text)
     return Written(out, writer.copied, writer.rewritten, writer.renumbered)
 
 

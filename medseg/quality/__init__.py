@@ -1,0 +1,1 @@
+"""Quality: what is wrong with a dataset, and how to mend it."""
