@@ -86,14 +86,14 @@ def choose_series(
 
 def _only(series: Sequence[SeriesInfo]) -> SeriesInfo:
     usable = [info for info in series if not info.reasons_against]
-    # Of what can be read at all, one that is doubtful is better than none; and of one alone
-    # the reader says best what is wrong.
-    for candidates in (usable, [i for i in series if not i.faults], list(series)):
-        if len(candidates) == 1:
-            _tell_doubts(candidates[0])
-            return candidates[0]
-        if candidates:
-            break
+    if len(usable) == 1:
+        return usable[0]
+    # A short series is better than none; and of one alone the reader says best what is wrong.
+    short = [info for info in series if not info.faults and _only_short(info)]
+    if not usable and (len(short) == 1 or (len(series) == 1 and not series[0].doubts)):
+        return (short or series)[0]
+    if not usable and len(series) == 1 and series[0].faults:
+        return series[0]
     raise InputError(
         str(series[0].source) if series else "DICOM",
         expected="one usable series",
@@ -102,9 +102,9 @@ def _only(series: Sequence[SeriesInfo]) -> SeriesInfo:
     )
 
 
-def _tell_doubts(info: SeriesInfo) -> None:
-    if info.doubts and not info.faults:
-        _LOG.warning("%s: taken although it is %s", info.name, " and ".join(info.doubts))
+def _only_short(info: SeriesInfo) -> bool:
+    """Whether nothing worse speaks against a series than gaps and few slices."""
+    return all(doubt.startswith("only ") for doubt in info.doubts)
 
 
 def _best(

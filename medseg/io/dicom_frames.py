@@ -108,6 +108,13 @@ def tiles_of(header: Header, base: Slice) -> tuple[Slice, ...]:
         )
     side = math.ceil(math.sqrt(count))
     rows, columns = base.shape[0] // side, base.shape[1] // side
+    if (rows * side, columns * side) != base.shape:
+        raise FileError(
+            str(base.part.path),
+            expected=f"a mosaic of {side} x {side} equal tiles",
+            got=f"a picture of {base.shape[1]} x {base.shape[0]}",
+            cure="Export the series as enhanced or as single slices.",
+        )
     normal = normal_of(base.orientation)
     stated = csa.get("SliceNormalVector", ())
     if len(stated) == 3 and sum(a * b for a, b in zip(stated, normal, strict=True)) < 0:

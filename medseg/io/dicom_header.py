@@ -192,9 +192,9 @@ def listed_files(part: Part) -> list[tuple[str, ...]] | None:
         if _DIRECTORY not in part.read(0, 1024):
             return None
         dataset = dcmread(io.BytesIO(part.read()), force=True)
-        records = dataset.get("DirectoryRecordSequence") or []
-        names = [record.get("ReferencedFileID") for record in records]
-        return [(name,) if isinstance(name, str) else tuple(name) for name in names if name]
+        records = Header.of(dataset, little=bool(dataset.original_encoding[1])).items("directory")
+        names = [record.text("file_id") for record in records]
+        return [tuple(word.strip() for word in name.split("\\")) for name in names if name]
     except Exception as error:
         raise _damaged(part, error) from error
 

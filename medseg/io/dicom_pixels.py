@@ -43,7 +43,7 @@ def faults_of_pixels(layout: PixelLayout, size: int) -> list[str]:
     if layout.samples != 1 or layout.photometric.startswith(("RGB", "YBR", "PALETTE")):
         faults.append("colour pixels")
     elif not layout.real and (layout.allocated not in (8, 16, 32) or not _stored_fits(layout)):
-        faults.append(f"pixels of {layout.stored} in {layout.allocated} bits")
+        return [f"pixels of {layout.stored} in {layout.allocated} bits"]
     if layout.length >= 0 and layout.syntax in _NATIVE:
         needed = _frame_bytes(layout) * layout.frames
         there = layout.length if size < 0 else min(layout.length, max(0, size - layout.offset))

@@ -37,13 +37,13 @@ TAGS = {
     "grid_offsets": 0x3004000C, "mosaic_count": 0x0019100A,
     "shared": 0x52009229, "per_frame": 0x52009230,
 }  # fmt: skip
-# Those of the functional groups of enhanced objects.
+# Those of the functional groups of enhanced objects, and of a DICOMDIR.
 GROUP_TAGS = {
     "plane_position": 0x00209113, "plane_orientation": 0x00209116, "pixel_measures": 0x00289110,
     "pixel_values": 0x00289145, "frame_content": 0x00209111, "mr_frame_type": 0x00189226,
     "ct_frame_type": 0x00189329, "frame_type": 0x00089007, "echo_sequence": 0x00189114,
     "effective_echo": 0x00189082, "diffusion": 0x00189117, "temporal_index": 0x00209128,
-    "dimension_index": 0x00209157,
+    "dimension_index": 0x00209157, "directory": 0x00041220, "file_id": 0x00041500,
 }  # fmt: skip
 _ALL_TAGS = {**TAGS, **GROUP_TAGS}
 # What tells apart slices that lie at one place: echoes, phases, contrasts, directions.

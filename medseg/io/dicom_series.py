@@ -136,10 +136,10 @@ def read_headers(source: Path) -> list[Instance]:
 
 def describe_series(instances: Sequence[Instance], source: Path) -> list[SeriesInfo]:
     """Sort files into series, and each series into volumes; described in order of number."""
-    groups: dict[tuple[str, str], list[Instance]] = {}
+    groups: dict[str, list[Instance]] = {}
     for instance in instances:
-        key = instance.series_uid or instance.part.name
-        groups.setdefault((instance.study_uid, key), []).append(instance)
+        # By the series alone: some tools give each of its slices a study of its own.
+        groups.setdefault(instance.series_uid or instance.part.name, []).append(instance)
     studies: dict[str, list[tuple[int, SeriesInfo]]] = {}
     for group in groups.values():
         number = group[0].series_number

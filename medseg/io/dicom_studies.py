@@ -60,8 +60,11 @@ def find_studies(source: str | Path) -> list[Study]:
     """
     source = Path(source)
     groups: dict[str, list[Instance]] = {}
+    home: dict[str, str] = {}
     for instance in read_headers(source):
-        groups.setdefault(instance.study_uid, []).append(instance)
+        # A series is never torn apart, whatever its slices say of their study.
+        study = home.setdefault(instance.series_uid, instance.study_uid)
+        groups.setdefault(study, []).append(instance)
     studies = []
     for group in groups.values():
         path = _home(source, group)
