@@ -10,7 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - the name that all the field uses
+import SimpleITK as sitk
 
 from medseg.core.errors import FileError, GeometryError
 from medseg.io.formats import case_name, find_scans, read_mask, read_scan, write_mask

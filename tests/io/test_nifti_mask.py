@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - the name that all the field uses
+import SimpleITK as sitk
 
 from medseg.core.errors import OutputError
 from medseg.core.geometry import ALL_ORIENTATIONS, Geometry
