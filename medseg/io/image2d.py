@@ -1,14 +1,17 @@
-"""Pictures as 2D scans: PNG, TIFF and JPEG.
+"""Pictures: PNG, TIFF and JPEG; a TIFF of several pages is a volume.
 
 A picture becomes (C, I, J, 1): I runs along the columns (x, to the right of the picture),
 J along the rows (y, downwards); grey is one channel, red-green-blue three. A picture
 states no place in the patient. It gets 1 mm pixels, and columns that run to the patient's
 Left and rows that run to the Posterior, as ITK reads pictures and as radiologists look at
-slices. In RAS+ that is diag(-1, -1, 1): the picture's right is -x, its lower edge is -y.
+slices. In RAS+ that is diag(-1, -1, 1): the picture's right is -x, its lower edge is -y. Pages
+run along K to the Superior, 1 mm apart: resolution tags mean paper, not the patient.
 """
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,21 @@ from medseg.core.geometry import Geometry
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.io.atomic import whole_file
+from medseg.io.image_header import Pages, read_pages
+from medseg.io.stream import check_memory, no_memory
 
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 PICTURE_AFFINE_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _MAGIC = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\xff\xd8\xff")
+_CODECS = ("PNG", "TIFF", "JPEG")
 _GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+# The warnings come as errors where the program's filters say so.
+_BROKEN = (
+    OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError, KeyError, IndexError,
+    struct.error, zlib.error, UserWarning, Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)  # fmt: skip
 
 
 def looks_like_image(head: bytes) -> bool:
@@ -36,22 +47,23 @@ def looks_like_image(head: bytes) -> bool:
 
 
 def read_image(path: Path, *, palette_as_values: bool = False) -> Scan:
-    """Read a picture: size now, pixels (C, I, J, 1) later.
+    """Read a picture: size now, pixels (C, I, J, K) later; K counts the pages of a TIFF.
 
     Args:
-        path: A PNG, TIFF or JPEG file of one page.
+        path: A PNG, TIFF or JPEG file.
         palette_as_values: Keep the numbers of a picture with a palette, as masks need it,
             instead of the colours that they stand for.
 
     Raises:
-        FileError: The file is truncated, has transparency, several pages, or other colours.
+        FileError: The file is truncated or too large, has transparency, pages that differ, or
+            other colours than grey and red-green-blue.
     """
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            mode = picture.mode
+        pages = read_pages(path)
+        with Image.open(path, formats=_CODECS) as picture:
+            mode, frames = picture.mode, getattr(picture, "n_frames", 1)
             clear = "A" in mode or "transparency" in picture.info
-            pages = getattr(picture, "n_frames", 1)
+            same = picture.size == (pages.width, pages.height)
     except _BROKEN as error:
         raise _unreadable(path, error) from error
     if clear and not (palette_as_values and mode == "P"):
@@ -61,12 +73,12 @@ def read_image(path: Path, *, palette_as_values: bool = False) -> Scan:
             got="transparency (alpha)",
             cure="Save it without an alpha channel.",
         )
-    if pages > 1:
+    if frames != pages.count or not same:
         raise FileError(
             str(path),
-            expected="one page",
-            got=f"{pages} pages",
-            cure="Save a volume as NIfTI, or each page as a file.",
+            expected=f"{pages.count} upright pages of {pages.width} x {pages.height} pixels",
+            got=f"{frames} pages" + ("" if same else " of another size"),
+            cure="Save a volume as NIfTI or TIFF, or each page as a file.",
         )
     if mode not in (*_GREY, "RGB", "P"):
         raise FileError(
@@ -77,9 +89,9 @@ def read_image(path: Path, *, palette_as_values: bool = False) -> Scan:
         )
     channels = 1 if mode in _GREY or (mode == "P" and palette_as_values) else 3
     return Scan(
-        Geometry((width, height, 1), PICTURE_AFFINE_RAS),
+        Geometry((pages.width, pages.height, pages.count), PICTURE_AFFINE_RAS),
         ("0",) if channels == 1 else ("red", "green", "blue"),
-        lambda: _pixels(path, colours=channels == 3),
+        lambda: _pixels(path, pages, mode, colours=channels == 3),
         source=str(path),
     )
 
@@ -103,16 +115,33 @@ def write_image_mask(path: Path, prediction: Prediction) -> None:
         Image.fromarray(pixels).save(temporary)
 
 
-def _pixels(path: Path, *, colours: bool) -> NDArray[Any]:
+def _pixels(path: Path, pages: Pages, mode: str, *, colours: bool) -> NDArray[Any]:
+    """(C, I, J, K), K in the order of the pages."""
+    needed_bytes = pages.width * pages.height * pages.count * (3 if colours else 4)
+    check_memory(str(path), 2 * needed_bytes)
     try:
-        with Image.open(path) as picture:
-            array = np.asarray(picture.convert("RGB") if colours else picture)
+        if read_pages(path) != pages:
+            raise OSError("another size than before")
+        with Image.open(path, formats=_CODECS) as picture:
+            layers = [_page(picture, number, mode, colours) for number in range(pages.count)]
+    except MemoryError as error:
+        raise no_memory(str(path), 2 * needed_bytes) from error
     except _BROKEN as error:
         raise _unreadable(path, error) from error
+    return np.stack(layers, axis=-1)
+
+
+def _page(picture: Image.Image, number: int, mode: str, colours: bool) -> NDArray[Any]:
+    """One page as (C, I, J)."""
+    if number:
+        picture.seek(number)
+    if picture.mode != mode:
+        raise ValueError(f"pages of type {mode} and {picture.mode}")
+    array = np.asarray(picture.convert("RGB") if colours else picture)
     array = array.astype(np.uint8) if array.dtype == bool else array
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     channels_last = array if array.ndim == 3 else array[..., None]
-    return channels_last.transpose(2, 1, 0)[..., None]
+    return channels_last.transpose(2, 1, 0)
 
 
 def _unreadable(path: Path, error: Exception) -> FileError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,14 +87,79 @@ def test_transparency_is_refused_with_a_cure(tmp_path: Path, mode: str) -> None:
     assert "without" in caught.value.cure
 
 
-def test_pages_and_print_colours_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("compression", [None, "tiff_deflate", "tiff_lzw"])
+def test_pages_of_a_tiff_are_a_volume(tmp_path: Path, big: bool, compression: str | None) -> None:
+    rows = np.arange(4 * 5 * 7, dtype=np.uint16).reshape(4, 5, 7)  # 4 pages of 5 rows of 7
+    first, *others = (Image.fromarray(page) for page in rows)
+    path = tmp_path / "a.tif"
+    first.save(path, save_all=True, append_images=others, compression=compression, big_tiff=big)
+    scan = read_scan(path)
+    assert scan.geometry.shape == (7, 5, 4)
+    assert scan.voxels().dtype == np.uint16
+    assert np.array_equal(scan.voxels()[0].T, rows)
+    image = sitk.ReadImage(str(path))
+    assert np.array_equal(sitk.GetArrayFromImage(image), rows)
+    x, y, z = (*image.TransformIndexToPhysicalPoint((0, 0, 3)),)
+    assert np.allclose(scan.geometry.affine_ras @ [0, 0, 3, 1], [-x, -y, z, 1])
+
+
+def test_pages_of_colours_and_pages_of_a_mask(tmp_path: Path) -> None:
+    rows = np.random.Generator(np.random.PCG64(0)).integers(0, 3, (4, 5, 7, 3), np.uint8)
+    for name, pages in (("rgb", rows), ("mask", rows[..., 0])):
+        first, *others = (Image.fromarray(page) for page in pages)
+        first.save(tmp_path / f"{name}.tif", save_all=True, append_images=others)
+    colours = read_scan(tmp_path / "rgb.tif").voxels()
+    assert np.array_equal(colours.transpose(3, 2, 1, 0), rows)
+    assert np.array_equal(read_mask(tmp_path / "mask.tif")[0].T, rows[..., 0])
+
+
+def test_pages_that_differ_and_print_colours_are_refused(tmp_path: Path) -> None:
     page = Image.new("L", (6, 4))
-    page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
-    with pytest.raises(FileError, match="3 pages"):
-        read_scan(tmp_path / "a.tif")
+    for name, other, word in (
+        ("size", Image.new("L", (5, 4)), "5 x 4 and 6 x 4"),
+        ("mode", Image.new("F", (6, 4)), "pages of type"),
+    ):
+        path = tmp_path / f"{name}.tif"
+        page.save(path, save_all=True, append_images=[page, other])
+        with pytest.raises(FileError, match=word):
+            read_scan(path).voxels()
+    page.save(tmp_path / "a.png", save_all=True, append_images=[Image.new("L", (6, 4), 9)])
+    with pytest.raises(FileError, match="2 pages"):
+        read_scan(tmp_path / "a.png")
     Image.new("CMYK", (6, 4)).save(tmp_path / "a.jpg")
     with pytest.raises(FileError, match="CMYK"):
         read_scan(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_promise_of_too_many_pixels_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = _save(tmp_path / f"a{suffix}", np.zeros((300, 200), np.uint8))
+    content = path.read_bytes()
+    small, large = {
+        ".png": (struct.pack(">II", 200, 300), struct.pack(">II", 60000, 60000)),
+        ".jpg": (struct.pack(">HH", 300, 200), struct.pack(">HH", 60000, 60000)),
+        ".tif": (struct.pack("<HHII", 256, 4, 1, 200), struct.pack("<HHII", 256, 4, 1, 1 << 31)),
+    }[suffix]
+    assert content.count(small) == 1
+    path.write_bytes(content.replace(small, large))
+    with pytest.raises(FileError, match=r"pixels|bytes for"):
+        read_scan(path)
+
+
+def test_tiff_directories_that_lead_astray(tmp_path: Path) -> None:
+    path = _save(tmp_path / "a.tif", np.zeros((30, 20), np.uint8))
+    content = path.read_bytes()
+    (place,) = struct.unpack("<I", content[4:8])
+    (count,) = struct.unpack("<H", content[place : place + 2])
+    end = place + 2 + 12 * count
+    round_and_round = content[:end] + struct.pack("<I", place) + content[end + 4 :]
+    beyond = content[:4] + struct.pack("<I", 1 << 30) + content[8:]
+    many = content[:place] + struct.pack("<H", 65535) + content[place + 2 :]
+    for damaged in (round_and_round, beyond, many, content[: end - 6]):
+        path.write_bytes(damaged)
+        with pytest.raises(FileError, match=r"a\.tif"):
+            read_scan(path)
 
 
 def test_a_colour_picture_is_no_mask(tmp_path: Path) -> None:
