@@ -14,18 +14,25 @@ from medseg.networks.unet import UNet
 NETWORKS: dict[str, Callable[[NetworkPlan], nn.Module]] = {"unet": UNet}
 
 
+def check_network(name: str) -> None:
+    """Refuse a name that no network has.
+
+    Raises:
+        SettingsError: With the names that there are.
+    """
+    if name not in NETWORKS:
+        raise SettingsError(
+            f"network '{name}'", expected=f"one of {', '.join(sorted(NETWORKS))}", got=name
+        )
+
+
 def build_network(plan: NetworkPlan, *, seed: int | None = None) -> nn.Module:
     """Build a network with fresh weights, a function of ``seed`` alone where it is given.
 
     Raises:
         SettingsError: No network has that name.
     """
-    if plan.name not in NETWORKS:
-        raise SettingsError(
-            f"network '{plan.name}'",
-            expected=f"one of {', '.join(sorted(NETWORKS))}",
-            got=plan.name,
-        )
+    check_network(plan.name)
     if seed is None:
         return NETWORKS[plan.name](plan)
     with torch.random.fork_rng(devices=[]):

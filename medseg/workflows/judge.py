@@ -25,9 +25,18 @@ from medseg.workflows.run import Run
 
 
 def package_fold(
-    run: Run, plan: Plan, state: TrainState, inner: list[CachedCase], *, folder: Path, name: str
+    run: Run, plan: Plan, state: TrainState, inner: list[CachedCase], *, learned: int, name: str
 ) -> ModelPackage:
-    """Write the package: the best weights, the post-processing that the inner cases chose."""
+    """Write the package: the best weights, the post-processing that the inner cases chose.
+
+    Args:
+        run: Whose folder it goes to.
+        plan: Without post-processing.
+        state: At the end of the training.
+        inner: Cases kept back.
+        learned: How many cases were trained on.
+        name: Of the fold.
+    """
     assert state.best is not None
     state.average.load_state_dict(state.best)
     predictor = Predictor([state.average], plan, run.device)
@@ -38,8 +47,8 @@ def package_fold(
         plan=final,
         licence=run.dataset.licence,
         training={
-            "dataset": run.dataset.name,
             "fold": name,
+            "cases": learned,
             "inner_cases": len(inner),
             "seed": run.settings.seed,
             "deterministic": run.settings.deterministic,
@@ -50,6 +59,7 @@ def package_fold(
             "torch": environment(run.device)["torch"],
         },
     )
+    folder = run.fold_folder(name)
     save_package(folder / "model", model, [state.best])
     return load_package(folder / "model")
 

@@ -50,6 +50,10 @@ class Run:
 
         return report
 
+    def fold_folder(self, name: str) -> Path:
+        """Where a fold's files go: the run itself, or ``fold_N`` when all are trained."""
+        return self.folder / f"fold_{name}" if self.settings.fold == "all" else self.folder
+
     @property
     def left_s(self) -> float | None:
         """Seconds of the budget that are left."""

@@ -29,6 +29,7 @@ from medseg.datasets.open import open_dataset, require_trainable
 from medseg.datasets.splits import folds, inner_split, split_for
 from medseg.inference.device import choose_device
 from medseg.io.atomic import write_text
+from medseg.networks.build import check_network
 from medseg.planning.fingerprint import take_fingerprint
 from medseg.planning.planner import make_plan, means_for
 from medseg.training.budget import affordable_looks, measure_case, measure_step, typical_case
@@ -85,6 +86,7 @@ def train(
         progress=progress,
         stop=stop,
     )
+    check_network(built.network)
     if built.deterministic and built.budget_s is not None:
         _log.warning("a budget ends by the clock, so that weights differ from run to run")
     splits = _splits(run)
@@ -158,7 +160,7 @@ def _train_fold(
     run: Run, ground: Ground, split: Split, *, name: str, folds_left: int
 ) -> dict[str, Any]:
     """Train one fold, choose on its inner cases, judge once on its validation cases."""
-    folder = run.folder if run.settings.fold != "all" else run.folder / f"fold_{name}"
+    folder = run.fold_folder(name)
     began, settings = time.perf_counter(), run.settings
     learn_ids, inner_ids = inner_split(
         split.train, share=settings.inner_share, seed=settings.seed, groups=run.dataset.groups
@@ -199,7 +201,7 @@ def _train_fold(
     finally:
         monitor.close()
     trained = time.perf_counter()
-    package = package_fold(run, ground.plan, state, inner, folder=folder, name=name)
+    package = package_fold(run, ground.plan, state, inner, learned=len(learn), name=name)
     metrics = validate_fold(run, package, split, folder)
     if metrics is not None:
         save_with_metrics(folder / "model", package, metrics)

@@ -33,6 +33,14 @@ def job(folder: Path, steps: int = 12, **changes: Any) -> TrainJob:
     return replace(made, **changes)
 
 
+def stopping(whole: TrainJob, *, after: int) -> TrainJob:
+    """The same job, asked to stop after a step."""
+    done: list[int] = []
+    return replace(
+        whole, on_step=lambda step, share: done.append(step), stop=lambda: done[-1] == after
+    )
+
+
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -55,14 +63,8 @@ def test_stop_and_resume_is_bit_equal(tmp_path: Path, optimiser: str) -> None:
         for stop_at in (2, 4, 7):
             folder = tmp_path / f"stopped {stop_at}"
             folder.mkdir()
-            steps_done: list[int] = []
-            stopping = job(
-                folder, plan=plan, exact=True,
-                on_step=lambda step, share: steps_done.append(step),
-                stop=lambda: steps_done[-1] == stop_at,
-            )  # fmt: skip
             with pytest.raises(Interrupted, match=f"step {stop_at}"):
-                train_network(stopping)
+                train_network(stopping(job(folder, plan=plan, exact=True), after=stop_at))
             resumed = train_network(job(folder, plan=plan, exact=True))
             assert resumed.step == whole.step == 12
             assert same_tensors(whole.network.state_dict(), resumed.network.state_dict())
