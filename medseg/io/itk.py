@@ -38,10 +38,7 @@ def read_itk(path: Path) -> Scan:
         FileError: The file is truncated, or of a type that is no scan (complex).
         GeometryError: The header places the voxels nowhere.
     """
-    try:
-        promise = check_header(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    promise = check_header(path)
     sitk = _sitk()
     reader = _reader(path, sitk)
     try:

@@ -67,9 +67,14 @@ def check_header(path: Path) -> Promise:
         FileError: A field is missing, doubled or out of range; voxels are promised that the
             files cannot hold; a file of voxels is missing or lies outside the folder.
     """
-    with path.open("rb") as stream:
-        head = stream.read(_MAX_HEADER_BYTES)
-    promise = _nrrd(path, head) if head.startswith(b"NRRD") else _meta(path, head)
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_MAX_HEADER_BYTES)
+        promise = _nrrd(path, head) if head.startswith(b"NRRD") else _meta(path, head)
+    except FileNotFoundError as error:
+        raise FileError(str(path), expected="a scan", got="no such file") from error
+    except (OSError, RuntimeError) as error:  # a name too long, links in a circle
+        raise _bad(path, "files that can be opened", str(error)) from error
     if promise.voxel_bytes > promise.held_bytes:
         raise FileError(
             str(path),
@@ -213,6 +218,8 @@ def _files(path: Path, named: str, listed: list[str]) -> list[Path]:
     folder = path.parent.resolve()
     files = []
     for name in names:
+        if not name.isprintable():
+            raise _bad(path, "a file name", "one that no file can have")
         file = path.parent / name
         if not file.resolve().is_relative_to(folder):
             raise FileError(
