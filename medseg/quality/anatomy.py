@@ -60,7 +60,7 @@ def label_facts(
     counts, centres = seen["voxel_counts"], seen["centroids"]
     values = [int(v) for v in np.flatnonzero(counts) if v]
     parts = dict.fromkeys(values, (0, 0, 0)) | _parts(ras)
-    contrast = _contrast(mask, voxels)
+    contrast = _contrasts(mask, voxels)
     size = np.asarray(ras.shape, dtype=np.float64)
     found = {}
     for value in values:
@@ -113,7 +113,13 @@ def _is_tiny(sizes: NDArray[Any], value_of: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(tiny, dtype=np.bool_)
 
 
-def _contrast(mask: NDArray[Any], voxels: NDArray[Any] | None) -> dict[int, float]:
+def _contrasts(mask: NDArray[Any], voxels: NDArray[Any] | None) -> dict[int, float]:
+    """Mean intensity inside each label, in standard deviations from the scan's mean.
+
+    Args:
+        mask: (I, J, K) integers.
+        voxels: (C, I, J, K), of which the first channel counts; None gives nothing.
+    """
     if voxels is None:
         return {}
     image = np.nan_to_num(np.asarray(voxels[0], dtype=np.float64))

@@ -7,34 +7,41 @@ front and up, so that scans of other sizes and orientations can be compared.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.core.labels import left_right_pairs
-from medseg.datasets.dataset import Dataset
+from medseg.datasets.dataset import Case, Dataset
+from medseg.quality.evidence import fits_better, mirrored, shifted
 from medseg.quality.finding import Finding
 from medseg.quality.observe import Observation
 from medseg.quality.outliers import FEWEST
 
-_FAR = 6.0
-_MIRRORED_FAR = 4.0
+# Far enough to ask the scan itself, which decides.
+_SUSPECT = 3.0
+_FITS = 2.0
 _FLOOR = 0.03
 _AXES = ("left to right", "back to front", "upside down")
+_WAYS = (("left", "right"), ("back", "front"), ("down", "up"))
 
 
 def find_misplaced(dataset: Dataset, seen: Sequence[Observation]) -> list[Finding]:
-    """Mirrored and shifted masks, and exchanged sides."""
+    """Mirrored and shifted masks, and exchanged sides.
+
+    The cohort makes a case suspect; a finding is made where the mask fits its own scan
+    better when it is put where the cohort has it.
+    """
     placed = [one for one in seen if one.labels and one.body is not None]
-    mirrored = _mirrored(dataset, placed)
-    told = {finding.case for finding in mirrored if finding.kind == "mask-flipped"}
+    moved = _moved(dataset, placed)
+    told = {finding.case for finding in moved}
     sides = [f for f in _exchanged_sides(dataset, placed) if f.case not in told]
-    told |= {finding.case for finding in sides}
-    shifted = [f for f in mirrored if f.kind == "mask-flipped" or f.case not in told]
-    return [*shifted, *sides]
+    return [*moved, *sides]
 
 
-def _mirrored(dataset: Dataset, seen: Sequence[Observation]) -> list[Finding]:
+def _moved(dataset: Dataset, seen: Sequence[Observation]) -> list[Finding]:
     if len(seen) < FEWEST:
         return []
     places = _body_places(dataset, seen)
@@ -45,53 +52,75 @@ def _mirrored(dataset: Dataset, seen: Sequence[Observation]) -> list[Finding]:
     values = np.asarray(dataset.labels.values)[known]
     middle = np.nanmedian(places, axis=0)
     spread = np.maximum(1.4826 * np.nanmedian(np.abs(places - middle), axis=0), _FLOOR)
+    cases = {case.id: case for case in dataset.cases}
     found = []
     for one, own in zip(seen, places, strict=True):
         there = np.isfinite(own[:, 0])
         if not there.any():
             continue
-        finding = _judge(one, own[there], middle[there], spread=spread[there])
-        if finding is not None:
-            kind, text, cure = finding
+        suspicion = _Suspicion(one, own[there], middle[there], spread[there])
+        told = suspicion.mirrored(cases[one.case]) or suspicion.shifted(cases[one.case])
+        if told is not None:
+            kind, text, cure = told
+            # One structure in one slice is little to go by.
+            sure = there.sum() > 1 and one.shape is not None and one.shape[2] > 1
             found.append(
                 Finding(
-                    kind, "warning", one.case, "the mask where it lies in the other cases",
+                    kind, "error" if sure else "warning", one.case, "the mask on its structures, as in the other cases",
                     text, cure, tuple(int(v) for v in values[there]),
                 )
             )  # fmt: skip
     return found
 
 
-def _judge(
-    one: Observation,
-    own: NDArray[np.float64],
-    middle: NDArray[np.float64],
-    *,
-    spread: NDArray[np.float64],
-) -> tuple[str, str, str] | None:
-    """Whether the labels' places (labels, 3) fit the cohort: (kind, words, cure) if not."""
-    away = (own - middle) / spread
-    far = np.median(np.abs(away), axis=0)
-    turned = (_mirror(one, own) - middle) / spread
-    turned_far = np.median(np.abs(turned), axis=0)
-    for axis in range(3):
-        fits = turned_far[axis] < 2.0 and turned_far[axis] < 0.4 * far[axis]
-        if far[axis] > _MIRRORED_FAR and fits and np.delete(far, axis).max() < _FAR:
-            return (
-                "mask-flipped",
-                f"a mask that fits the others when mirrored {_AXES[axis]}",
-                "Compare mask and scan; mirror the mask, or correct the header.",
-            )
-    if far.max() > _FAR and np.abs(np.median(away, axis=0)).max() > _FAR:
-        axis = int(np.argmax(far))
-        percent = 100 * float(np.median(own[:, axis] - middle[:, axis]))
+@dataclass(frozen=True)
+class _Suspicion:
+    """Where the labels of a case lie, and where the cohort has them: (labels, 3) each."""
+
+    one: Observation
+    own: NDArray[np.float64]
+    middle: NDArray[np.float64]
+    spread: NDArray[np.float64]
+
+    def mirrored(self, case: Case) -> tuple[str, str, str] | None:
+        far = self._far(self.own)
+        turned_far = self._far(_mirror(self.one, self.own))
+        for axis in np.argsort(-far):
+            closer = turned_far[axis] < _FITS and turned_far[axis] < 0.5 * far[axis]
+            if far[axis] <= _SUSPECT or not closer:
+                continue
+            if fits_better(case, partial(mirrored, axis=int(axis))):
+                return (
+                    "mask-flipped",
+                    f"a mask that fits its scan when mirrored {_AXES[axis]}",
+                    "Mirror the mask, or correct its header.",
+                )
+        return None
+
+    def shifted(self, case: Case) -> tuple[str, str, str] | None:
+        if self._far(self.own).max() <= _SUSPECT or self.one.shape is None:
+            return None
+        assert self.one.body is not None
+        low, high = self.one.body
+        off = np.median(self.own - self.middle, axis=0) * (high - low)
+        steps = [
+            -round(float(share) * side) for share, side in zip(off, self.one.shape, strict=True)
+        ]
+        if not any(steps):
+            return None
+        move = partial(shifted, steps=(steps[0], steps[1], steps[2]))
+        if not fits_better(case, move):
+            return None
+        axis = int(np.argmax(np.abs(off)))
         return (
             "mask-shifted",
-            f"{abs(percent):.0f} % of the body's extent further "
-            f"{(('left', 'right'), ('back', 'front'), ('down', 'up'))[axis][int(percent > 0)]}",
-            "Compare mask and scan; correct the origin in the header that is wrong.",
+            f"it about {abs(steps[axis])} voxels too far {_WAYS[axis][int(off[axis] > 0)]}",
+            "Correct the origin in the header that is wrong, or draw the mask again.",
         )
-    return None
+
+    def _far(self, places: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Robust standard deviations from the cohort along each axis, (3,)."""
+        return np.asarray(np.median(np.abs((places - self.middle) / self.spread), axis=0))
 
 
 def _body_places(dataset: Dataset, seen: Sequence[Observation]) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ th { font-weight: 600; }
 td { overflow-wrap: anywhere; }
 .error { color: #c0392b; font-weight: 600; } .warning { color: #b9770e; font-weight: 600; }
 .note { color: var(--dim); }
+td.error, td.warning, td.note { white-space: nowrap; }
 figure { margin: 1rem 0 2rem; } figcaption { margin-bottom: .4rem; }
 img { max-width: 100%; height: auto; border: 1px solid var(--line); }
 """  # noqa: E501
