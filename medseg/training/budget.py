@@ -14,8 +14,8 @@ from medseg.training.cache import CachedCase
 from medseg.training.loader import Batches
 from medseg.training.loop import Stepper, new_state, update_average
 
-# What remains beside the cases: post-processing, the package, closing files.
-_CLOSING_S = 4.0
+# What remains beside the cases: the last picture, the package, closing files.
+_CLOSING_S = 8.0
 _PROBE_STEPS = 2
 
 
@@ -65,10 +65,10 @@ def closing_seconds(case_s: float, *, inner: int, validation: int) -> float:
 
     Args:
         case_s: From ``measure_case``.
-        inner: Cases kept back, looked at once more for the post-processing.
+        inner: Cases kept back, looked at after the last step and for the post-processing.
         validation: Cases of the fold, which are also read, restored, scored and drawn.
     """
-    return _CLOSING_S + 1.3 * case_s * inner + validation * (1.5 * case_s + 0.1)
+    return _CLOSING_S + 2.6 * case_s * inner + validation * (1.5 * case_s + 0.1)
 
 
 def affordable_looks(case_s: float, *, inner: int, looks: int, training_s: float | None) -> int:
