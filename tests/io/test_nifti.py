@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -308,29 +307,6 @@ def test_a_negative_integer_and_two_channels_are_no_mask(tmp_path: Path) -> None
     path = write_nifti(tmp_path / "negative.nii.gz", mask[..., 0], oblique_affine())
     with pytest.raises(MedsegError, match="-3"):
         read_mask(path)
-
-
-def test_awkward_files_read_like_nibabel_or_say_why_not(shared_data: Callable[[str], Path]) -> None:
-    folder = shared_data("nifti_awkward")
-    read, refused = [], []
-    for path in sorted(folder.rglob("*.*")):
-        if path.suffix in (".csv", ".md"):
-            continue
-        try:
-            scan = read_scan(path)
-            voxels = scan.voxels()
-        except MedsegError as error:
-            refused.append((path, str(error)))
-            continue
-        read.append(path)
-        assert voxels.shape == (len(scan.channels), *scan.geometry.shape)
-        if ".nii" in path.name:
-            _same_as_nibabel(path)
-    assert len(read) > 40
-    assert len(refused) > 10
-    assert all(str(path) in message for path, message in refused)
-    # NIfTI that nibabel reads is never refused, but for the matrix of a connectome.
-    assert [path.name for path, _ in refused if ".nii" in path.name] == ["row_major.dconn.nii"]
 
 
 def test_reading_the_header_leaves_the_voxels_alone(tmp_path: Path) -> None:
