@@ -44,7 +44,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self)
+        return asdict(self) | {"labels": list(self.labels), "others": list(self.others)}
 
 
 def in_order(findings: list[Finding]) -> tuple[Finding, ...]:

@@ -74,6 +74,7 @@ def observe_case(case: Case, dataset: Dataset) -> Observation:
     read = _read_mask(case, findings)
     facts: dict[str, Any] = {}
     if scan is not None and voxels is not None:
+        voxels = _finite(voxels, case, findings)
         facts = _scan_facts(scan.geometry, voxels, case, findings)
     if read is not None:
         mask, grid = read
@@ -112,19 +113,24 @@ def _read_scan(
     return scan, voxels
 
 
+def _finite(voxels: NDArray[Any], case: Case, findings: list[Finding]) -> NDArray[Any]:
+    """The voxels with 0 for what is not finite."""
+    bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+    if not bad:
+        return voxels
+    findings.append(
+        Finding(
+            "non-finite", "error", case.id, "finite voxels",
+            f"{bad} of {voxels.size} that are NaN or infinite",
+            "Replace them, for example by the value of air.",
+        )
+    )  # fmt: skip
+    return np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
+
+
 def _scan_facts(
     geometry: Geometry, voxels: NDArray[Any], case: Case, findings: list[Finding]
 ) -> dict[str, Any]:
-    bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
-    if bad:
-        findings.append(
-            Finding(
-                "non-finite", "error", case.id, "finite voxels",
-                f"{bad} of {voxels.size} that are NaN or infinite",
-                "Replace them, for example by the value of air.",
-            )
-        )  # fmt: skip
-        voxels = np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
     flat = [str(n) for n, channel in enumerate(voxels) if channel.min() == channel.max()]
     if flat:
         findings.append(

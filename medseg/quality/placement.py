@@ -66,7 +66,8 @@ def _moved(dataset: Dataset, seen: Sequence[Observation]) -> list[Finding]:
             sure = there.sum() > 1 and one.shape is not None and one.shape[2] > 1
             found.append(
                 Finding(
-                    kind, "error" if sure else "warning", one.case, "the mask on its structures, as in the other cases",
+                    kind, "error" if sure else "warning", one.case,
+                    "the mask on its structures, as in the other cases",
                     text, cure, tuple(int(v) for v in values[there]),
                 )
             )  # fmt: skip
