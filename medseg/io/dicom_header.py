@@ -20,6 +20,8 @@ _HEAD_BYTES = 1 << 16
 _LONG_HEAD_BYTES = 1 << 22
 _WANTED = list(TAGS.values())
 _PIXELS = {(0x7FE0, 0x0008): "f4", (0x7FE0, 0x0009): "f8", (0x7FE0, 0x0010): ""}
+# A number of frames beyond any scan.
+_MOST_FRAMES = 100_000
 # Of the SOP class of DICOMDIR files.
 _DIRECTORY = b"1.2.840.10008.1.3.10"
 # Traits that are binary numbers.
@@ -145,6 +147,8 @@ def _slices(
         return tiles_of(header, _one(header, part, layout))
     if header.has("per_frame"):
         return frames_of(header, _one(header, part, layout), layout.frames)
+    if layout.frames > _MOST_FRAMES:
+        raise ValueError(f"{layout.frames} frames")
     first = _one(header, part, layout)
     if layout.frames == 1:
         return (first,)

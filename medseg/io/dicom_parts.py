@@ -155,15 +155,20 @@ def listed_parts(directory: Path, names: list[tuple[str, ...]]) -> list[Part]:
     home = directory.parent.resolve()
     found, missing = [], 0
     for parts in names:
-        target = home.joinpath(*parts).resolve()
-        if not target.is_relative_to(home) or ".." in parts:
+        try:
+            target = home.joinpath(*parts).resolve()
+            inside, there = target.is_relative_to(home), target.is_file()
+        except (OSError, ValueError):
+            # A name that no file can have.
+            inside, there = True, False
+        if not inside or ".." in parts:
             raise FileError(
                 str(directory),
                 expected="files below its own folder",
                 got="a name that leads out of it",
                 cure="Do not trust this medium; read the folder itself.",
             )
-        if target.is_file():
+        if there:
             found.append(part_of(target))
         else:
             missing += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
@@ -26,10 +28,12 @@ _COMPRESSED = (
     "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81",
     "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", "1.2.840.10008.1.2.5",
 )  # fmt: skip
+# SOF0 to SOF15 but for DHT, JPG and DAC, which lie between; SOF55 is JPEG-LS.
+_FRAME_MARKERS = {*range(0xFFC0, 0xFFD0), 0xFFF7} - {0xFFC4, 0xFFC8, 0xFFCC}
 _MOST_THREADS = 8
 _TYPES = (np.uint8, np.int16, np.uint16, np.int32, np.uint32)
 # No codec here makes more than this from one byte of a scan; RLE makes 64 (PS3.5 G).
-_MOST_EXPANSION = 20_000
+_MOST_EXPANSION = 5_000
 
 
 def faults_of_pixels(layout: PixelLayout, size: int) -> list[str]:
@@ -173,6 +177,7 @@ def _decoded(slices: Sequence[Slice]) -> Iterator[NDArray[Any]]:
     part, layout = slices[0].part, slices[0].layout
     decoder = get_decoder(UID(layout.syntax))
     encapsulated = part.read(layout.offset)
+    _refuse_other_size(encapsulated, layout)
     options: dict[str, Any] = {
         "rows": layout.rows,
         "columns": layout.columns,
@@ -192,6 +197,45 @@ def _decoded(slices: Sequence[Slice]) -> Iterator[NDArray[Any]]:
             frame, _ = decoder.as_array(encapsulated, index=piece.frame, raw=True, **options)
             cache = piece.frame, frame
         yield cache[1] if piece.tile is None else _tile(cache[1], piece)
+
+
+def _refuse_other_size(encapsulated: bytes, layout: PixelLayout) -> None:
+    """Compare the size in each compressed picture with the header, before a codec sees it."""
+    if layout.syntax == _RLE:
+        return  # has no size of its own; its decoder checks the length of what comes out
+    for frame in generate_frames(encapsulated, number_of_frames=layout.frames):
+        size = size_of_picture(frame)
+        if size != (layout.rows, layout.columns):
+            raise EOFError(
+                f"a picture of {size} where the header says {layout.rows} rows and "
+                f"{layout.columns} columns"
+            )
+
+
+def size_of_picture(stream: bytes) -> tuple[int, int] | None:
+    """Rows and columns as a JPEG, JPEG-LS or JPEG 2000 stream states them; None without.
+
+    JPEG: the frame header, any SOF marker (ITU-T T.81 B.2.2) or SOF55 of JPEG-LS. JPEG
+    2000: the SIZ marker, extent less offset (ITU-T T.800 A.5.1).
+    """
+    if stream[:4] == b"\xff\x4f\xff\x51":
+        if len(stream) < 24:
+            return None
+        width, height, left, top = struct.unpack_from(">4L", stream, 8)
+        return height - top, width - left
+    position = 2 if stream[:2] == b"\xff\xd8" else len(stream)
+    while position + 9 <= len(stream):
+        marker, length = struct.unpack_from(">HH", stream, position)
+        if marker in _FRAME_MARKERS:
+            rows, columns = struct.unpack_from(">HH", stream, position + 5)
+            return rows, columns
+        if marker == 0xFFFF:  # a fill byte
+            position += 1
+        elif marker < 0xFF00 or length < 2:
+            return None
+        else:
+            position += 2 + length
+    return None
 
 
 def _tile(frame: NDArray[Any], piece: Slice) -> NDArray[Any]:
