@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medseg.core.labels import Label, LabelSet
     from medseg.core.plan import Plan
     from medseg.core.results import Prediction
-    from medseg.core.scan import Scan
+    from medseg.io.exchange import Scan
     from medseg.io.formats import read_scan
     from medseg.workflows.api import Model, Result, load_model
     from medseg.workflows.check import check
@@ -35,7 +35,7 @@ _HOMES = {
     "Plan": "medseg.core.plan",
     "Prediction": "medseg.core.results",
     "Result": "medseg.workflows.api",
-    "Scan": "medseg.core.scan",
+    "Scan": "medseg.io.exchange",
     "check": "medseg.workflows.check",
     "convert": "medseg.workflows.convert",
     "doctor": "medseg.workflows.doctor",

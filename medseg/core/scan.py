@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +73,7 @@ class Scan:
         return cls(geometry, names, lambda: array, modality=modality, source=source)
 
     @classmethod
-    def from_channels(cls, scans: dict[str, Scan], *, source: str = "scan") -> Scan:
+    def from_channels(cls, scans: Mapping[str, Scan], *, source: str = "scan") -> Scan:
         """Join scans of one channel each, on one grid, into one of several channels.
 
         Raises:

@@ -16,6 +16,7 @@ from medseg.core.errors import FileError, LabelError
 from medseg.core.labels import LabelSet
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
+from medseg.io import exchange
 from medseg.io.dicom_parts import is_dicom
 from medseg.io.gipl import GIPL_SUFFIXES, looks_like_gipl, read_gipl
 from medseg.io.image2d import IMAGE_SUFFIXES, looks_like_image, read_image, write_image_mask
@@ -94,7 +95,9 @@ _NAMED_SUFFIXES = (".img.gz", *SCAN_SUFFIXES, ".img", ".dcm.gz", ".dcm", ".zip")
 _HEAD_BYTES = 540
 
 
-def read_scan(path: str | Path, *, series: str | None = None, accept_gaps: bool = False) -> Scan:
+def read_scan(
+    path: str | Path, *, series: str | None = None, accept_gaps: bool = False
+) -> exchange.Scan:
     """Read a scan: geometry from the header now, voxels (C, I, J, K) when asked for.
 
     The content decides which reader is used, whatever the name says.
@@ -113,8 +116,8 @@ def read_scan(path: str | Path, *, series: str | None = None, accept_gaps: bool 
     path = Path(path)
     row = _format_of(path)
     if row.read is _read_dicom:
-        return _read_dicom(path, series=series, accept_gaps=accept_gaps)
-    return row.read(path)
+        return exchange.Scan.of(_read_dicom(path, series=series, accept_gaps=accept_gaps))
+    return exchange.Scan.of(row.read(path))
 
 
 def is_dicom_source(path: str | Path) -> bool:
