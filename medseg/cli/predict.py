@@ -32,6 +32,13 @@ def predict_command(
     accept_gaps: Annotated[
         bool, typer.Option("--accept-gaps", help="Interpolate between uneven DICOM slices.")
     ] = False,
+    grid: Annotated[
+        str,
+        typer.Option("--grid", help="Of a tilted scan: own, regular or auto."),
+    ] = "auto",
+    save_scan: Annotated[
+        bool, typer.Option("--save-scan", help="Write the scan too, on the grid of its mask.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Segment scans: DIR/<case>.nii.gz in each scan's own geometry, with a JSON sidecar.
@@ -45,7 +52,7 @@ def predict_command(
     with progress_bar("Segmenting") as progress:
         summary = predict(
             model, inputs or [], out, device=device, labels=labels, cases=cases, progress=progress,
-            series=series, accept_gaps=accept_gaps,
+            series=series, accept_gaps=accept_gaps, grid=grid, save_scan=save_scan,
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(summary))

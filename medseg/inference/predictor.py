@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from medseg.core.geometry import Geometry
 from medseg.core.plan import Plan
 from medseg.core.scan import Scan
 from medseg.inference.device import autocast_dtype
@@ -38,10 +39,18 @@ class Predictor:
             gaussian_weights(plan.patch_size, plan.inference.gaussian_sigma)
         ).to(device)
 
-    def segment(self, scan: Scan) -> NDArray[Any]:
-        """Class indices (I, J, K) on the scan's own grid, before post-processing."""
+    def segment(self, scan: Scan, *, regular: bool = False) -> tuple[NDArray[Any], Geometry]:
+        """Class indices (I, J, K), before post-processing, and the grid that they lie on.
+
+        Args:
+            scan: Read by any reader.
+            regular: Of a sheared scan, give the classes on the grid at right angles that
+                covers it, not on its own.
+        """
         voxels, record = preprocess_scan(scan, self.plan)
-        return restore_classes(self.logits(voxels), record)
+        if regular and not scan.geometry.is_regular:
+            record = record.onto_cover()
+        return restore_classes(self.logits(voxels), record), record.original
 
     @torch.inference_mode()
     def logits(self, voxels: Tensor) -> Tensor:

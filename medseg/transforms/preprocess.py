@@ -8,7 +8,7 @@ tensor, the record from which ``medseg.transforms.restore`` finds the way back.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,10 @@ class RestoreRecord:
         oriented = regular.reoriented(orientation)
         working = oriented.with_shape(oriented.shape_at(spacing_mm))
         return cls(original, orientation, oriented, working)
+
+    def onto_cover(self) -> RestoreRecord:
+        """The way back to the grid at right angles that covers a sheared scan."""
+        return replace(self, original=self.oriented.reoriented(self.orientation.inverse()))
 
 
 class MakeRegular(Transform):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,9 @@ class Model:
         """Where it runs."""
         return str(self._predictor.device)
 
-    def predict(self, source: ScanLike, *, labels: str | Sequence[str] | None = None) -> Result:
+    def predict(
+        self, source: ScanLike, *, labels: str | Sequence[str] | None = None, grid: str = "auto"
+    ) -> Result:
         """Segment one scan.
 
         Args:
@@ -113,34 +115,48 @@ class Model:
                 (I, J, K) or (C, I, J, K) voxels and a 4x4 RAS+ affine in mm; or a mapping from
                 channel name to one of these.
             labels: Names of the labels to keep, in a list or with commas; None keeps all.
+            grid: Where the mask of a tilted or sheared scan lies: ``"own"`` for the scan's
+                grid, ``"regular"`` for one at right angles that covers it, ``"auto"`` for
+                regular with DICOM and own with all else. Other scans always keep their grid.
 
         Raises:
             MedsegError: The scan cannot be read or does not fit the model.
         """
         segment.expected_labels(self.plan, labels)
+        regular = segment.wants_regular(source, grid)
         scan = segment.read(source, self.plan)
-        return self._predict_scan(scan, source, labels)
+        return self._predict_scan(scan, source, labels, regular=regular)
 
     def predict_many(
-        self, sources: Iterable[ScanLike], *, labels: str | Sequence[str] | None = None
+        self,
+        sources: Iterable[ScanLike],
+        *,
+        labels: str | Sequence[str] | None = None,
+        grid: str = "auto",
     ) -> Iterator[Result]:
         """Segment scans one after another; yields each as it is done, in the order given.
 
-        The next scan is read while the network works on the present one.
+        The next scan is read while the network works on the present one. Arguments as in
+        :meth:`predict`.
 
         Raises:
             MedsegError: At the scan that cannot be read or does not fit the model.
         """
         segment.expected_labels(self.plan, labels)
+
+        def run(source: ScanLike, reading: Future[Scan]) -> Result:
+            regular = segment.wants_regular(source, grid)
+            return self._predict_scan(reading.result(), source, labels, regular=regular)
+
         with ThreadPoolExecutor(max_workers=1) as pool:
-            waiting: tuple[ScanLike, Any] | None = None
+            waiting: tuple[ScanLike, Future[Scan]] | None = None
             for source in sources:
                 upcoming = (source, pool.submit(self._load, source))
                 if waiting is not None:
-                    yield self._predict_scan(waiting[1].result(), waiting[0], labels)
+                    yield run(*waiting)
                 waiting = upcoming
             if waiting is not None:
-                yield self._predict_scan(waiting[1].result(), waiting[0], labels)
+                yield run(*waiting)
 
     def _load(self, source: ScanLike) -> Scan:
         scan = segment.read(source, self.plan)
@@ -150,13 +166,15 @@ class Model:
         )
 
     def _predict_scan(
-        self, scan: Scan, source: ScanLike, labels: str | Sequence[str] | None
+        self, scan: Scan, source: ScanLike, labels: str | Sequence[str] | None, *, regular: bool
     ) -> Result:
         hashes = segment.input_hashes(source, self.plan)
         provenance = segment.provenance_of(self._predictor, self.sha256, input_sha256=hashes)
-        classes = segment.segment(scan, self._predictor)
+        classes, geometry = segment.segment(scan, self._predictor, regular=regular)
         return Result(
-            segment.finish(classes, scan, self.plan, labels=labels, provenance=provenance)
+            segment.finish(
+                classes, scan, self.plan, geometry=geometry, labels=labels, provenance=provenance
+            )
         )
 
 

@@ -84,9 +84,8 @@ def validate_fold(
         scan = segment.read(read_case_image(case), package.plan)
         sums = [segment.file_sha256(path) for path in case.images]
         provenance = segment.provenance_of(predictor, package.sha256, input_sha256=sums)
-        prediction = segment.finish(
-            segment.segment(scan, predictor), scan, package.plan, provenance=provenance
-        )
+        classes, _ = segment.segment(scan, predictor)
+        prediction = segment.finish(classes, scan, package.plan, provenance=provenance)
         segment.write(prediction, folder / "validation" / f"{case.id}.nii.gz")
         reference = run.labels.to_values(run.labels.to_classes(read_case_mask(case)[0]))
         scores[case.id] = score_case(

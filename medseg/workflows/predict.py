@@ -8,8 +8,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,8 +18,8 @@ from medseg.core.errors import FileError, InputError, MedsegError, OutputError
 from medseg.core.plan import Plan
 from medseg.io.dicom_studies import Study
 from medseg.io.formats import case_name, find_scans
-from medseg.workflows.api import Model, load_model
-from medseg.workflows.segment import expected_labels, paths_of, settled
+from medseg.workflows.api import Model, Result, load_model
+from medseg.workflows.segment import check_grid, expected_labels, paths_of, save_scan, settled
 from medseg.workflows.studies import ReadOptions, named_studies, studies_below, studies_in_file
 
 Progress = Callable[[int, int, str], None]
@@ -55,7 +56,9 @@ def predict(
             ``inputs``.
         progress: Called with (done, total, case id).
         reading: For DICOM studies ``series`` (``"auto"``, a number, a UID or a pattern; None
-            where only one is usable) and ``accept_gaps`` (interpolate between slices).
+            where only one is usable) and ``accept_gaps`` (interpolate between slices); for
+            tilted and sheared scans ``grid`` (as in ``Model.predict``); and ``save_scan``
+            (write each scan as ``<case>_scan.nii.gz``, on the grid of its mask).
 
     Returns:
         ``{"done": {case: path}, "failed": {case: message}, "seconds": s}``.
@@ -69,20 +72,23 @@ def predict(
     out = Path(out)
     inputs = [inputs] if isinstance(inputs, str | Path) else inputs
     expected_labels(loaded.plan, labels)
+    grid, with_scan = reading.get("grid", "auto"), reading.get("save_scan", False)
+    check_grid(grid)
     if cases is not None:
         if inputs:
             raise InputError("--cases", expected="a table or scans, not both", got="both")
         jobs = read_case_table(Path(cases), loaded.plan)
     else:
         jobs = find_cases([Path(path) for path in inputs], loaded.plan, out=out)
-    jobs = [(case, _wish(source, **reading)) for case, source in jobs]
-    _refuse_to_overwrite(jobs, out)
+    jobs = [(case, _wish(source, reading)) for case, source in jobs]
+    work = _Work(loaded, out, labels, grid=grid, save_scan=with_scan)
+    _refuse_to_overwrite(jobs, out, with_scan=with_scan)
     _make_folder(out)
     started = time.perf_counter()
     done: dict[str, str] = {}
     failed: dict[str, str] = {}
     errors: list[Exception] = []
-    for number, (case, error, path) in enumerate(_segment_all(loaded, jobs, out, labels), start=1):
+    for number, (case, error, path) in enumerate(_segment_all(work, jobs), start=1):
         if error is None:
             done[case] = str(path)
         else:
@@ -96,9 +102,10 @@ def predict(
     return {"done": done, "failed": failed, "seconds": round(time.perf_counter() - started, 3)}
 
 
-def _wish(source: Source, *, series: str | None = None, accept_gaps: bool = False) -> Source:
+def _wish(source: Source, reading: ReadOptions) -> Source:
     if isinstance(source, Study):
-        return source.wanting(series, accept_gaps=accept_gaps)
+        gaps = reading.get("accept_gaps", False)
+        return source.wanting(reading.get("series"), accept_gaps=gaps)
     return source
 
 
@@ -252,48 +259,72 @@ def _by_channel(named: dict[str, Path], plan: Plan) -> list[Job]:
     return [*whole, *joined]
 
 
-def _refuse_to_overwrite(jobs: Sequence[Job], out: Path) -> None:
+def _refuse_to_overwrite(jobs: Sequence[Job], out: Path, *, with_scan: bool) -> None:
     """Scans are never replaced by masks, whichever way ``--out`` is spelled."""
     scans = {path.resolve() for _, source in jobs for path in paths_of(source)}
     for case, _ in jobs:
-        mask = _mask_path(out, case)
-        if mask.resolve() in scans:
-            raise InputError(
-                f"--out {out}",
-                expected="a folder where masks replace no scan",
-                got=f"{mask}, which is a scan",
-                cure="Choose another --out.",
-            )
+        for written in (_mask_path(out, case), *([_scan_path(out, case)] if with_scan else [])):
+            if written.resolve() in scans:
+                raise InputError(
+                    f"--out {out}",
+                    expected="a folder where masks replace no scan",
+                    got=f"{written}, which is a scan",
+                    cure="Choose another --out.",
+                )
 
 
 def _mask_path(out: Path, case: str) -> Path:
     return out / f"{case}.nii.gz"
 
 
-def _segment_all(
-    model: Model, jobs: Sequence[Job], out: Path, labels: str | Sequence[str] | None
-) -> Any:
+def _scan_path(out: Path, case: str) -> Path:
+    return out / f"{case}_scan.nii.gz"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done to each case."""
+
+    model: Model
+    out: Path
+    labels: str | Sequence[str] | None
+    grid: str
+    save_scan: bool
+
+    def segment(self, source: Source) -> Result:
+        return self.model.predict(source, labels=self.labels, grid=self.grid)
+
+    def save(self, case: str, source: Source, result: Result) -> Path:
+        if self.save_scan:
+            save_scan(source, self.model.plan, result.prediction, _scan_path(self.out, case))
+        return result.save(_mask_path(self.out, case))
+
+
+Outcome = tuple[str, Exception | None, Path | None]
+
+
+def _segment_all(work: _Work, jobs: Sequence[Job]) -> Iterator[Outcome]:
     """Yield (case, error or None, path); the mask of one case is written beside the next."""
 
-    def save(case: str, result: Any) -> tuple[str, Exception | None, Path]:
-        path = _mask_path(out, case)
+    def save(case: str, source: Source, result: Result) -> Outcome:
         try:
-            return case, None, result.save(path)
+            return case, None, work.save(case, source, result)
         except Exception as error:  # noqa: BLE001 - one case must not stop the others
-            return case, error, path
+            return case, error, None
 
     with ThreadPoolExecutor(max_workers=1) as writer:
-        waiting = None
+        waiting: Future[Outcome] | None = None
         for case, source in jobs:
             try:
-                result = model.predict(settled(source, model.plan), labels=labels)
+                chosen = settled(source, work.model.plan)
+                result = work.segment(chosen)
             except Exception as error:  # noqa: BLE001 - one case must not stop the others
                 _log.debug("case %s", case, exc_info=True)
                 yield case, error, None
                 continue
             if waiting is not None:
                 yield waiting.result()
-            waiting = writer.submit(save, case, result)
+            waiting = writer.submit(save, case, chosen, result)
         if waiting is not None:
             yield waiting.result()
 

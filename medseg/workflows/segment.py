@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg import __version__
-from medseg.core.errors import InputError, LabelError
+from medseg.core.errors import InputError, LabelError, SettingsError
 from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSet
 from medseg.core.plan import Plan
@@ -23,9 +24,15 @@ from medseg.inference.predictor import Predictor
 from medseg.io.atomic import whole_file
 from medseg.io.dicom_series import SeriesInfo
 from medseg.io.dicom_studies import Study
-from medseg.io.formats import read_scan, write_mask
+from medseg.io.formats import is_dicom_source, read_scan, write_mask
 from medseg.io.nifti import scan_from_nibabel
+from medseg.io.nifti_scan import write_nifti_scan
 from medseg.postprocess.chain import apply_chain
+from medseg.transforms.load import LoadScan
+from medseg.transforms.preprocess import MakeRegular
+
+GRIDS = ("auto", "own", "regular")
+_log = logging.getLogger(__name__)
 
 # What ``Model.predict`` takes: a path, a nibabel or SimpleITK image, (array, affine), or
 # several of them by channel name.
@@ -69,8 +76,20 @@ def read(source: ScanLike, plan: Plan) -> Scan:
     return scan
 
 
-def segment(scan: Scan, predictor: Predictor) -> NDArray[Any]:
-    """Step 2: class indices (I, J, K) on the scan's own grid."""
+def segment(
+    scan: Scan, predictor: Predictor, *, regular: bool = False
+) -> tuple[NDArray[Any], Geometry]:
+    """Step 2: class indices (I, J, K), and the grid that they lie on.
+
+    Args:
+        scan: From step 1.
+        predictor: The model.
+        regular: Of a scan whose axes are not at right angles (gantry tilt), give the classes
+            on the grid that covers it at right angles; else all lie on the scan's own.
+
+    Raises:
+        InputError: The model is 3D and the scan is a single slice.
+    """
     flat_model = predictor.plan.network.spatial_dims == 2
     if not flat_model and scan.geometry.shape[2] == 1 and min(predictor.plan.patch_size) > 1:
         raise InputError(
@@ -79,7 +98,12 @@ def segment(scan: Scan, predictor: Predictor) -> NDArray[Any]:
             got=f"one slice, {scan.geometry.shape}",
             cure="Give the whole volume.",
         )
-    return predictor.segment(scan)
+    if not regular and not scan.geometry.is_regular:
+        _log.warning(
+            "%s: its axes are not at right angles, so that ITK-based tools cannot open the mask; "
+            "--grid regular gives one that they can", scan.source,
+        )  # fmt: skip
+    return predictor.segment(scan, regular=regular)
 
 
 def finish(
@@ -87,17 +111,75 @@ def finish(
     scan: Scan,
     plan: Plan,
     *,
+    geometry: Geometry | None = None,
     labels: str | Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Prediction:
-    """Step 3: mask values, post-processing, the labels that were asked for."""
+    """Step 3: mask values, post-processing, the labels that were asked for.
+
+    Args:
+        classes: (I, J, K) class indices from step 2.
+        scan: From step 1.
+        plan: Of the model.
+        geometry: What the classes lie on; None for the scan's own grid.
+        labels: Names of the labels to keep; None keeps all.
+        provenance: To be kept with the mask.
+    """
     mask = apply_chain(plan.labels.to_values(classes), plan.postprocess, plan.labels)
     wanted = expected_labels(plan, labels)
     if len(wanted) < len(plan.labels):
         kept = np.zeros(max(plan.labels.values) + 1, dtype=mask.dtype)
         kept[list(wanted.values)] = wanted.values
         mask = kept[mask]
-    return Prediction(mask, scan.geometry, wanted, dict(provenance or {}), scan.forms)
+    own = geometry is None or geometry == scan.geometry
+    return Prediction(
+        mask,
+        scan.geometry if geometry is None else geometry,
+        wanted,
+        dict(provenance or {}),
+        scan.forms if own else None,
+    )
+
+
+def check_grid(grid: str) -> None:
+    """Refuse a choice of grid that there is not.
+
+    Raises:
+        SettingsError: With the choices.
+    """
+    if grid not in GRIDS:
+        raise SettingsError("--grid", expected=" or ".join(GRIDS), got=repr(grid))
+
+
+def wants_regular(source: ScanLike, grid: str) -> bool:
+    """Whether a mask goes onto a grid at right angles, for ``--grid auto|own|regular``.
+
+    ``auto``: yes for DICOM, whose tilted slices no mask file can repeat; no for all else,
+    so that a mask lies on its input's own header.
+
+    Raises:
+        SettingsError: There is no such choice.
+    """
+    check_grid(grid)
+    if grid != "auto" or isinstance(source, Mapping):
+        return grid == "regular"
+    if isinstance(source, Study):
+        return True
+    paths = paths_of(source)
+    return bool(paths) and (paths[0].is_dir() or is_dicom_source(paths[0]))
+
+
+def save_scan(source: ScanLike, plan: Plan, prediction: Prediction, path: Path) -> None:
+    """Write the scan as NIfTI on the grid of its mask.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    scan = read(source, plan)
+    voxels = scan.voxels()
+    if scan.geometry != prediction.geometry:
+        voxels = MakeRegular()(LoadScan()(scan)).as_tensor().numpy()
+    write_nifti_scan(path, voxels, prediction.geometry)
 
 
 def write(prediction: Prediction, path: Path) -> None:

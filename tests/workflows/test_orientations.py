@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - the name that all the field uses
+import SimpleITK as sitk
 import torch
 from numpy.typing import NDArray
 

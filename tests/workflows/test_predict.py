@@ -15,7 +15,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - the name that all the field uses
+import SimpleITK as sitk
 from PIL import Image
 
 import medseg
