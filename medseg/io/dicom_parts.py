@@ -42,6 +42,7 @@ class Part:
         size: Bytes that it has; for gzip and deflated data sets not known beforehand, -1.
         method: ``""`` as it is, ``"zip"`` raw deflate, ``"gzip"``, ``"dataset"`` for the
             transfer syntax *Deflated Explicit VR Little Endian*.
+        crc: CRC-32 that a zip states, held against what is read as a whole; -1 unknown.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Part:
     packed: int
     size: int
     method: str = ""
+    crc: int = -1
 
     def read(self, offset: int = 0, length: int = -1) -> bytes:
         """Bytes from ``offset`` on, fewer than ``length`` where the file ends before.
@@ -57,8 +59,12 @@ class Part:
         Raises:
             OSError, EOFError, zlib.error: It cannot be read.
         """
-        if self.method:
-            return self._inflated(offset, length)
+        data = self._inflated(offset, length) if self.method else self._plain(offset, length)
+        if self.crc >= 0 and offset == 0 and length < 0 and zlib.crc32(data) != self.crc:
+            raise EOFError("data that do not fit their checksum")
+        return data
+
+    def _plain(self, offset: int, length: int) -> bytes:
         room = max(0, self.packed - offset)
         with self.path.open("rb") as stream:
             stream.seek(self.start + offset)
@@ -211,7 +217,7 @@ def _in_zip(archive: Path) -> list[Part]:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, struct.error) as error:
         raise FileError(
             str(archive), expected="a whole zip file", got=str(error), cure="Copy it again."
         ) from error
@@ -222,7 +228,8 @@ def _in_zip(archive: Path) -> list[Part]:
             _refuse_escape(archive, member)
             name = PurePosixPath(member.filename).name
             if not name.startswith("."):
-                stream.seek(member.header_offset)
+                # Negative in a damaged list; then it is found out below.
+                stream.seek(max(0, member.header_offset))
                 raw = stream.read(_LOCAL_HEADER.size)
                 parts.append(_zip_part(archive, raw, member=member, name=name))
     return parts
@@ -242,7 +249,8 @@ def _zip_part(archive: Path, raw: bytes, *, member: zipfile.ZipInfo, name: str) 
         )
     fields = _LOCAL_HEADER.unpack(raw)
     start = member.header_offset + _LOCAL_HEADER.size + fields[9] + fields[10]
-    return Part(archive, name, start, member.compress_size, member.file_size, method)
+    sizes = member.compress_size, member.file_size
+    return Part(archive, name, start, *sizes, method=method, crc=member.CRC)
 
 
 def _refuse_bomb(archive: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -262,7 +270,7 @@ def _refuse_bomb(archive: Path, members: list[zipfile.ZipInfo]) -> None:
 
 def _refuse_escape(archive: Path, member: zipfile.ZipInfo) -> None:
     path = PurePosixPath(member.filename.replace("\\", "/"))
-    outside = path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
+    outside = path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1])
     if outside or stat.S_ISLNK(member.external_attr >> 16):
         raise FileError(
             str(archive),

@@ -148,8 +148,8 @@ def _native(slices: Sequence[Slice]) -> Iterator[NDArray[Any]]:
     size = _frame_bytes(layout)
     kind = np.dtype(layout.real or f"{'i' if layout.signed else 'u'}{layout.allocated // 8}")
     kind = kind.newbyteorder(">" if layout.big_endian else "<")
-    # What must be inflated is inflated once, not for each frame.
-    whole = part.read(layout.offset, size * layout.frames) if part.method else None
+    # What must be inflated or checked is read once, not for each frame.
+    whole = part.read()[layout.offset :] if part.method or part.crc >= 0 else None
     for piece in slices:
         at = piece.frame * size
         raw = part.read(layout.offset + at, size) if whole is None else whole[at : at + size]
@@ -176,7 +176,7 @@ def _unused_bits_off(frame: NDArray[Any], layout: PixelLayout) -> NDArray[Any]:
 def _decoded(slices: Sequence[Slice]) -> Iterator[NDArray[Any]]:
     part, layout = slices[0].part, slices[0].layout
     decoder = get_decoder(UID(layout.syntax))
-    encapsulated = part.read(layout.offset)
+    encapsulated = part.read()[layout.offset :]
     _refuse_other_size(encapsulated, layout)
     options: dict[str, Any] = {
         "rows": layout.rows,

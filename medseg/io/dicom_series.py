@@ -7,6 +7,7 @@ is read, so nothing of one can be told.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -88,22 +89,34 @@ class SeriesInfo:
         return tuple(dict.fromkeys(piece.part for piece in self.stack.slices))
 
 
-def find_series(source: str | Path) -> list[SeriesInfo]:
+def find_series(source: str | Path | Sequence[str | Path]) -> list[SeriesInfo]:
     """Find and describe every series in a file, a folder tree, a zip or by a DICOMDIR.
+
+    Args:
+        source: One of these, or a list of files.
 
     Raises:
         FileError: The source is missing, is not to be trusted, or holds no DICOM.
     """
-    source = Path(source)
-    series = describe_series(read_headers(source), source)
+    several = [Path(source)] if isinstance(source, str | Path) else [Path(p) for p in source]
+    where = several[0] if len(several) == 1 else _common_folder(several)
+    series = describe_series([i for one in several for i in read_headers(one)], where)
     if not series:
         raise FileError(
-            str(source),
+            str(where),
             expected="a scan, or DICOM images in it",
             got="none",
             cure="Name the scan files themselves.",
         )
     return series
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    try:
+        return Path(os.path.commonpath([path.parent for path in paths]))
+    except ValueError:
+        # None at all, or on two drives.
+        return paths[0].parent if paths else Path("files")
 
 
 def read_headers(source: Path) -> list[Instance]:

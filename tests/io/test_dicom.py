@@ -53,6 +53,17 @@ def test_axial_sagittal_coronal(order: tuple[int, int, int], tmp_path: Path) -> 
     np.testing.assert_allclose(scan.geometry.affine_ras, affine, atol=1e-4)
 
 
+def test_list_of_files(tmp_path: Path) -> None:
+    series = Series(random_voxels())
+    files = sorted(series.write(tmp_path / "s").iterdir())
+    Series(random_voxels(seed=1), uid="1.2.3").write(tmp_path / "other")
+    np.testing.assert_array_equal(read_dicom(files).voxels()[0], series.voxels)
+    with pytest.raises(FileError, match="no such file"):
+        read_dicom([*files, tmp_path / "absent.dcm"])
+    with pytest.raises(FileError, match="got none"):
+        read_dicom([])
+
+
 def test_slices_against_the_normal_come_out_in_order(tmp_path: Path) -> None:
     series = Series(random_voxels())
     series.step_mm = -series.step

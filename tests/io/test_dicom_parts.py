@@ -170,6 +170,18 @@ def test_zip_that_is_damaged_or_locked(tmp_path: Path) -> None:
         read_scan(tmp_path / "locked.zip")
 
 
+def test_zip_whose_pixels_were_damaged(tmp_path: Path) -> None:
+    folder = Series(random_voxels()).write(tmp_path / "s")
+    archive = zipped(folder, tmp_path / "z.zip", method=zipfile.ZIP_STORED)
+    pixels = random_voxels()[:, :, 3].T.tobytes()
+    raw = archive.read_bytes()
+    assert raw.count(pixels) == 1
+    archive.write_bytes(raw.replace(pixels, pixels[:-1] + b"\x55"))
+    scan = read_scan(archive)
+    with pytest.raises(FileError, match="checksum"):
+        scan.voxels()
+
+
 def test_links_out_of_the_folder_are_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
