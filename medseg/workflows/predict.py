@@ -72,6 +72,8 @@ def predict(
     out = Path(out)
     inputs = [inputs] if isinstance(inputs, str | Path) else inputs
     expected_labels(loaded.plan, labels)
+    if unknown := sorted(set(reading) - set(ReadOptions.__annotations__)):
+        raise TypeError(f"predict() has no argument '{unknown[0]}'")
     grid, with_scan = reading.get("grid", "auto"), reading.get("save_scan", False)
     check_grid(grid)
     if cases is not None:
