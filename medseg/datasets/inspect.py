@@ -142,7 +142,9 @@ def label_presence(dataset: Dataset, *, workers: int | None = None) -> dict[str,
             mask, _ = read_case_mask(case)
         except MedsegError:
             return ()
-        return tuple(value for value in sorted(_counts(mask)) if value in dataset.labels.values)
+        return tuple(
+            value for value in sorted(value_counts(mask)) if value in dataset.labels.values
+        )
 
     threads = workers or min(_MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
@@ -162,7 +164,7 @@ def _check_finite(voxels: NDArray[Any], case: Case) -> None:
 
 
 def _label_voxels(mask: NDArray[Any], case: Case, dataset: Dataset) -> dict[int, int]:
-    found = _counts(mask)
+    found = value_counts(mask)
     background = found.pop(0, 0)
     strange = sorted(set(found) - set(dataset.labels.values))
     if strange:
@@ -183,10 +185,10 @@ def _label_voxels(mask: NDArray[Any], case: Case, dataset: Dataset) -> dict[int,
     return {value: found.get(value, 0) for value in dataset.labels.values}
 
 
-def _counts(mask: NDArray[Any]) -> dict[int, int]:
-    """Voxels of each value that occurs."""
+def value_counts(mask: NDArray[Any]) -> dict[int, int]:
+    """Voxels of each value that occurs in a mask of whole numbers from 0."""
     if mask.max(initial=0) < _COUNTED_AT_ONCE:
-        counts = np.bincount(mask.ravel())
+        counts = np.bincount(mask.ravel(order="K"))
         values = np.flatnonzero(counts)
         counts = counts[values]
     else:

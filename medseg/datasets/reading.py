@@ -21,7 +21,9 @@ def read_case_image(case: Case) -> Scan:
         FileError: A file is missing or damaged, or one of several holds more than one channel.
         GeometryError: The channels lie on different grids.
     """
-    scans = {str(number): read_scan(path) for number, path in enumerate(case.images)}
+    scans: dict[str, Scan] = {
+        str(number): read_scan(path) for number, path in enumerate(case.images)
+    }
     if len(scans) == 1:
         return scans["0"]
     return Scan.from_channels(scans, source=f"case {case.id}")

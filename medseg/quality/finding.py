@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from medseg.core.errors import MedsegError
@@ -39,7 +40,9 @@ class Finding:
     @classmethod
     def of_error(cls, kind: str, case: str, error: MedsegError) -> Finding:
         """A finding that says what an error says."""
-        got = error.got or error.what
+        # The file's name, not the whole path: the case is known.
+        name = PurePath(error.what).name
+        got = f"{name}: {error.got}" if error.got else name
         return cls(kind, "error", case, error.expected, got, error.cure)
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from medseg.core.errors import FileError, GeometryError, LabelError, MedsegError
 from medseg.core.geometry import FloatTriple, Geometry, Triple
 from medseg.core.scan import Scan
 from medseg.datasets.dataset import Case, Dataset, listing
+from medseg.datasets.inspect import value_counts
 from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.io.formats import read_scan
 from medseg.quality.anatomy import LabelFacts, label_facts
@@ -79,9 +80,9 @@ def observe_case(case: Case, dataset: Dataset) -> Observation:
     if read is not None:
         mask, grid = read
         shared = scan is not None and _same_grid(case, scan.geometry, grid, findings=findings)
-        _check_values(mask, case, dataset, findings=findings)
+        strange = _check_values(mask, case, dataset, findings=findings)
         facts["mask_hash"] = _hash(grid.orientation_to_ras().apply(mask)) if mask.any() else ""
-        known = np.where(np.isin(mask, dataset.labels.values), mask, 0)
+        known = np.where(np.isin(mask, dataset.labels.values), mask, 0) if strange else mask
         facts["labels"] = label_facts(known, grid, voxels if shared else None)
     return Observation(case.id, tuple(findings), **facts)
 
@@ -115,6 +116,8 @@ def _read_scan(
 
 def _finite(voxels: NDArray[Any], case: Case, findings: list[Finding]) -> NDArray[Any]:
     """The voxels with 0 for what is not finite."""
+    if voxels.dtype.kind in "iub":
+        return voxels
     bad = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
     if not bad:
         return voxels
@@ -125,7 +128,7 @@ def _finite(voxels: NDArray[Any], case: Case, findings: list[Finding]) -> NDArra
             "Replace them, for example by the value of air.",
         )
     )  # fmt: skip
-    return np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.asarray(np.nan_to_num(voxels, nan=0.0, posinf=0.0, neginf=0.0))
 
 
 def _scan_facts(
@@ -160,13 +163,7 @@ def _read_mask(case: Case, findings: list[Finding]) -> tuple[NDArray[Any], Geome
     if not case.masks or any(not path.is_file() for path in case.masks):
         return None
     try:
-        if case.label is not None:
-            scan = read_scan(case.label)
-            if len(scan.channels) == 1:
-                values = scan.voxels()[0]
-                if values.dtype.kind == "f":
-                    return _float_mask(values, scan, case, findings=findings)
-        mask, scan = read_case_mask(case)
+        return _mask_values(case, findings)
     except LabelError as error:
         findings.append(Finding.of_error("negative-labels", case.id, error))
     except GeometryError as error:
@@ -176,9 +173,22 @@ def _read_mask(case: Case, findings: list[Finding]) -> tuple[NDArray[Any], Geome
         findings.append(Finding.of_error(kind, case.id, error))
     except MedsegError as error:
         findings.append(Finding.of_error("unreadable", case.id, error))
-    else:
-        return mask, scan.geometry
     return None
+
+
+def _mask_values(
+    case: Case, findings: list[Finding]
+) -> tuple[NDArray[Any], Geometry] | None:  # fmt: skip
+    if case.label is not None:
+        stored = read_scan(case.label)
+        if len(stored.channels) == 1:
+            values = stored.voxels()[0]
+            if values.dtype.kind == "f":
+                return _float_mask(values, stored, case, findings=findings)
+            if stored.forms is not None and values.min() >= 0:
+                return values, stored.geometry  # whole as it is: no second reading
+    mask, grid = read_case_mask(case)
+    return mask, grid.geometry
 
 
 def _float_mask(
@@ -235,9 +245,10 @@ def _same_grid(
 
 def _check_values(
     mask: NDArray[Any], case: Case, dataset: Dataset, *, findings: list[Finding]
-) -> None:
-    values, counts = np.unique(mask, return_counts=True)
-    found = {int(v): int(n) for v, n in zip(values, counts, strict=True) if v}
+) -> bool:
+    """Note what is wrong with the values; returns whether some are no labels."""
+    found = value_counts(mask)
+    found.pop(0, 0)
     ignored = set() if dataset.ignore is None else {dataset.ignore}
     strange = sorted(set(found) - set(dataset.labels.values) - ignored)
     if strange:
@@ -263,11 +274,13 @@ def _check_values(
                 "Look whether the values are shifted by one.",
             )
         )  # fmt: skip
+    return bool(set(found) - set(dataset.labels.values))
 
 
 def _hash(array: NDArray[Any]) -> str:
     """Equal for equal voxels, whatever their number type, order in memory or file."""
-    whole = np.ascontiguousarray(array, dtype=np.float32)
-    digest = hashlib.blake2b(repr(whole.shape).encode(), digest_size=16)
-    digest.update(whole.data)
+    digest = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
+    for part in array if array.ndim == 4 else array[None]:
+        # NIfTI keeps the first axis fastest: so a large scan is copied in its own order.
+        digest.update(np.asfortranarray(part, dtype=np.float32).T.data)
     return digest.hexdigest()
