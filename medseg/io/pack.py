@@ -45,30 +45,39 @@ def fortran_bytes(array: NDArray[Any]) -> memoryview:
     """The bytes of an array (I, J, K) in Fortran order: the first axis is the fastest.
 
     A view where the array lies so already. Else a turn by blocks that fit the cache, which
-    moves eight bytes at a time: about five times as fast as ``ndarray.ravel``.
+    moves eight bytes at a time and leaves out what is 0: several times as fast as
+    ``ndarray.ravel``.
     """
     per_word = 8 // array.itemsize if array.itemsize in (1, 2, 4) else 0
     if array.flags.f_contiguous or array.ndim != 3 or not per_word:
         return np.ravel(array, order="F").data.cast("B")
-    columns, slices = array.shape[1:]
-    turned = np.empty(array.shape[::-1], array.dtype)
-    even = slices // per_word * per_word
-    blocks = [slice(start, start + _BLOCK_COLUMNS) for start in range(0, columns, _BLOCK_COLUMNS)]
-
-    def turn(share: int) -> None:
-        for block in blocks[share::threads]:
-            part = array[:, block]
-            words = np.ascontiguousarray(part[:, :, :even]).view(np.uint64)
-            values = np.ascontiguousarray(words.transpose(2, 1, 0)).view(array.dtype)
-            values = values.reshape(*words.shape[::-1], per_word)
-            for place in range(per_word):
-                turned[place:even:per_word, block] = values[..., place]
-            turned[even:, block] = part[:, :, even:].transpose(2, 1, 0)
-
-    threads = _threads() if array.nbytes > _PIECE_BYTES else 1
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        list(pool.map(turn, range(threads)))
+    turned = np.zeros(array.shape[::-1], array.dtype)
+    starts = range(0, array.shape[1], _BLOCK_COLUMNS)
+    with ThreadPoolExecutor(max_workers=_threads()) as pool:
+        list(pool.map(lambda start: _turn_block(array, turned, start), starts))
     return turned.reshape(-1).data.cast("B")
+
+
+def _turn_block(array: NDArray[Any], turned: NDArray[Any], start: int) -> None:
+    """Turn a few columns of a mask: what lies between the first and the last that is not 0."""
+    per_word = 8 // array.itemsize
+    even = array.shape[2] // per_word * per_word
+    block = slice(start, start + _BLOCK_COLUMNS)
+    part = array[:, block]
+    turned[even:, block] = part[:, :, even:].transpose(2, 1, 0)
+    words = np.ascontiguousarray(part[:, :, :even]).view(np.uint64)
+    rows = np.flatnonzero(words.any(axis=(1, 2)))
+    if not rows.size:
+        return
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    slices = np.flatnonzero(words[first:last].any(axis=(0, 1)))
+    low, high = int(slices[0]), int(slices[-1]) + 1
+    values = np.ascontiguousarray(words[first:last, :, low:high].transpose(2, 1, 0))
+    values = values.view(array.dtype).reshape(*values.shape, per_word)
+    for place in range(per_word):
+        turned[low * per_word + place : high * per_word : per_word, block, first:last] = values[
+            ..., place
+        ]
 
 
 def _threads() -> int:
