@@ -20,8 +20,13 @@ _LOG = logging.getLogger(__name__)
 _NEARLY_AS_LONG = 0.9
 
 
-def read_dicom(source: str | Path, *, series: str | None = None, accept_gaps: bool = False) -> Scan:
-    """Read one series of a DICOM file, folder, zip or DICOMDIR.
+def read_dicom(
+    source: str | Path | Sequence[str | Path],
+    *,
+    series: str | None = None,
+    accept_gaps: bool = False,
+) -> Scan:
+    """Read one series of a DICOM file, folder, zip or DICOMDIR, or from a list of files.
 
     Args:
         source: Where it lies.

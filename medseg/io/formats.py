@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,9 @@ class Format:
     write: Callable[[Path, Prediction], None]
 
 
-def _read_dicom(path: Path, *, series: str | None = None, accept_gaps: bool = False) -> Scan:
+def _read_dicom(
+    path: Path | Sequence[str | Path], *, series: str | None = None, accept_gaps: bool = False
+) -> Scan:
     # It takes a while to load, and most scans are no DICOM.
     from medseg.io.dicom import read_dicom
 
@@ -96,14 +98,17 @@ _HEAD_BYTES = 540
 
 
 def read_scan(
-    path: str | Path, *, series: str | None = None, accept_gaps: bool = False
+    path: str | Path | Sequence[str | Path],
+    *,
+    series: str | None = None,
+    accept_gaps: bool = False,
 ) -> exchange.Scan:
     """Read a scan: geometry from the header now, voxels (C, I, J, K) when asked for.
 
     The content decides which reader is used, whatever the name says.
 
     Args:
-        path: A file; for DICOM also a folder, a zip or a DICOMDIR.
+        path: A file; for DICOM also a folder, a zip, a DICOMDIR, or a list of files.
         series: Of several DICOM series the one to read: its number or UID, a pattern for
             its description, or ``"auto"``; None where only one is usable.
         accept_gaps: Interpolate where DICOM slices lie at uneven distances.
@@ -113,6 +118,9 @@ def read_scan(
         GeometryError: Its header places the voxels nowhere, or slices have uneven gaps.
         InputError: Several DICOM series could be meant; they are named.
     """
+    if not isinstance(path, str | Path):
+        # Of what is read here, DICOM alone keeps one scan in several files.
+        return exchange.Scan.of(_read_dicom(path, series=series, accept_gaps=accept_gaps))
     path = Path(path)
     row = _format_of(path)
     if row.read is _read_dicom:

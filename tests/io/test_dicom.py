@@ -57,7 +57,7 @@ def test_list_of_files(tmp_path: Path) -> None:
     series = Series(random_voxels())
     files = sorted(series.write(tmp_path / "s").iterdir())
     Series(random_voxels(seed=1), uid="1.2.3").write(tmp_path / "other")
-    np.testing.assert_array_equal(read_dicom(files).voxels()[0], series.voxels)
+    np.testing.assert_array_equal(read_scan(files).voxels()[0], series.voxels)
     with pytest.raises(FileError, match="no such file"):
         read_dicom([*files, tmp_path / "absent.dcm"])
     with pytest.raises(FileError, match="got none"):
