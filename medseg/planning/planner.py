@@ -139,14 +139,19 @@ def _largest_that_fits(
 
     Starts with what costs least, so that measuring stays a small part of the time.
     """
-    for coarsening in (1.0, *COARSENINGS):
-        plan = plan_of(means.widths[0], coarsening)
-        if coarsening > 1 and _typical_side(plan, fingerprint) < _LEAST_SIDE:
-            break
-        narrow, fit = plan, steps_of(plan)
-        if fit >= means.enough_steps:
-            break
-    best, steps = narrow, fit
+    coarsening, best = 1.0, plan_of(means.widths[0], 1.0)
+    steps = steps_of(best)
+    if steps < means.enough_steps:
+        # Coarser grids are guessed by their voxels; measuring each would cost what is short.
+        affordable = steps * float(np.prod(best.patch_size))
+        for factor in COARSENINGS:
+            coarser = plan_of(means.widths[0], factor)
+            if _typical_side(coarser, fingerprint) < _LEAST_SIDE:
+                break
+            coarsening, best = factor, coarser
+            if affordable / float(np.prod(coarser.patch_size)) >= means.enough_steps:
+                break
+        steps = steps if coarsening == 1 else steps_of(best)
     for channels in means.widths[1:]:
         if steps < means.enough_steps:
             break
