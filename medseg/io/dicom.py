@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +17,8 @@ from medseg.io.dicom_series import SeriesInfo, find_series, read_series
 __all__ = ["SeriesInfo", "choose_series", "find_series", "read_dicom", "read_series"]
 
 _LOG = logging.getLogger(__name__)
+_MODALITIES = ("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "OPT")
+_NUMBER = re.compile(r"\d+(\.\d+)*")
 # Volumes that cover nearly as much as the longest are as good.
 _NEARLY_AS_LONG = 0.9
 
@@ -70,16 +73,14 @@ def choose_series(
         return _only(series)
     if selector == "auto":
         return _best(series, modality=modality, spacing_mm=spacing_mm)
-    for exact in (
-        [info for info in series if info.id == selector],
-        [info for info in series if info.uid == selector],
-    ):
-        if len(exact) == 1:
-            return exact[0]
-    pattern = selector.lower() if any(c in selector for c in "*?[") else f"*{selector.lower()}*"
-    matching = [info for info in series if fnmatchcase(info.description.lower(), pattern)]
-    matching = [info for info in matching if not info.reasons_against] or matching
+    matching = [info for info in series if selector in (info.id, info.uid)]
+    # A number that is not there must not find another series by the numbers in its name.
+    if not matching and not _NUMBER.fullmatch(selector):
+        pattern = selector.lower() if set(selector) & set("*?[") else f"*{selector.lower()}*"
+        matching = [info for info in series if fnmatchcase(info.description.lower(), pattern)]
+        matching = [info for info in matching if not info.reasons_against] or matching
     if len(matching) == 1:
+        _LOG.info("series '%s' is %s", selector, matching[0].name)
         return matching[0]
     raise InputError(
         f"series '{selector}'",
@@ -95,9 +96,11 @@ def _only(series: Sequence[SeriesInfo]) -> SeriesInfo:
         return usable[0]
     # A short series is better than none; and of one alone the reader says best what is wrong.
     short = [info for info in series if not info.faults and _only_short(info)]
-    if not usable and (len(short) == 1 or (len(series) == 1 and not series[0].doubts)):
-        return (short or series)[0]
-    if not usable and len(series) == 1 and series[0].faults:
+    if not usable and len(short) == 1:
+        if short[0].doubts:
+            _LOG.warning("%s: taken although it has %s", short[0].name, short[0].doubts[0])
+        return short[0]
+    if len(series) == 1 and series[0].faults:
         return series[0]
     raise InputError(
         str(series[0].source) if series else "DICOM",
@@ -116,13 +119,14 @@ def _best(
     series: Sequence[SeriesInfo], *, modality: str, spacing_mm: FloatTriple | None
 ) -> SeriesInfo:
     readable = [info for info in series if not info.faults and not info.doubts]
-    wanted = modality.upper()
+    # What people call a channel ("T1") is no modality of DICOM, and rules nothing out.
+    wanted = modality.upper() if modality.upper() in _MODALITIES else ""
     fitting = [info for info in readable if not wanted or info.modality.upper() == wanted]
     if not fitting:
         raise InputError(
             str(series[0].source) if series else "DICOM",
-            expected=f"a usable series{' of ' + modality if modality else ''}",
-            got=f"none: {_listed(series)}",
+            expected=f"a usable series{' of ' + wanted if wanted else ''}",
+            got=f"none of {_listed(series)}",
             cure="Name one with --series N.",
         )
     longest = max(_length_mm(info) for info in fitting)

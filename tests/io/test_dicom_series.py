@@ -82,6 +82,9 @@ def test_series_by_number_uid_and_pattern(tmp_path: Path) -> None:
         choose_series(found, "portal")
     with pytest.raises(InputError, match="none of series 1"):
         choose_series(found, "venous")
+    # Not the one that has a 5 in its name.
+    with pytest.raises(InputError, match="none of series 1"):
+        choose_series(found, "5")
     with pytest.raises(InputError, match=r"3 of 3.*--series"):
         read_scan(tmp_path)
     np.testing.assert_array_equal(
@@ -121,6 +124,7 @@ def test_auto_prefers_modality_length_original_spacing(
     assert choose_series(found, "auto", modality="CT").id == "4"
     assert choose_series(found, "auto", modality="CT", spacing_mm=(2.5, 1.4, 2.2)).id == "5"
     assert choose_series(found, "auto", modality="MR").id == "1"
+    assert choose_series(found, "auto", modality="T1").id == "1"
     assert "chose series 4" in caplog.text
     assert "runners-up: series 5" in caplog.text
     with pytest.raises(InputError, match="usable series of PT"):
@@ -144,6 +148,8 @@ def test_echoes_of_one_series_come_apart(tmp_path: Path) -> None:
     found = find_series(tmp_path)
     assert [info.id for info in found] == ["4.1", "4.2"]
     assert "echo time 4.6" in found[1].description
+    with pytest.raises(InputError, match=r"series 4\.1 .*series 4\.2"):
+        choose_series(found, found[0].uid)
     np.testing.assert_array_equal(read_series(found[0]).voxels()[0], first)
     np.testing.assert_array_equal(read_series(found[1]).voxels()[0], second)
 
