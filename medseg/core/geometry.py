@@ -242,11 +242,13 @@ class Geometry:
         """Build a geometry from what ITK or DICOM state in LPS+; 2D gets a third axis of 1 mm."""
         dims = len(spacing_mm)
         affine_lps = np.eye(4)
-        affine_lps[:dims, :dims] = np.reshape(direction, (dims, dims)) * np.asarray(spacing_mm)
-        affine_lps[:dims, 3] = origin_mm
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused below
+            affine_lps[:dims, :dims] = np.reshape(direction, (dims, dims)) * np.asarray(spacing_mm)
+            affine_lps[:dims, 3] = origin_mm
+            affine_ras = _LPS_FROM_RAS @ affine_lps
         full = (*shape, 1)[:3] if dims == 2 else shape
         a, b, c = (int(size) for size in full)
-        return cls((a, b, c), _LPS_FROM_RAS @ affine_lps)
+        return cls((a, b, c), affine_ras)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Geometry):

@@ -21,6 +21,10 @@ from medseg.io.stream import MAX_DEFLATE_RATIO
 MAX_PIXELS = (1 << 30) // 12
 _MAX_PAGES = 1 << 16
 _MAX_ENTRIES = 4096
+# Of all pages together: directories may overlap, so that a small file could hold very many.
+_MAX_FIELDS = 1 << 20
+_MAX_VALUES = 1 << 24
+_MAX_SEGMENTS = 1 << 16
 # Bytes of a value of each TIFF field type.
 _FIELD_BYTES = {
     1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
@@ -91,7 +95,7 @@ def _png(stream: BinaryIO, path: Path) -> tuple[int, int]:
 
 def _jpeg(stream: BinaryIO) -> tuple[int, int]:
     stream.seek(2)
-    while True:
+    for _ in range(_MAX_SEGMENTS):
         prefix, marker = struct.unpack("2B", stream.read(2))
         if prefix != 0xFF:
             raise ValueError("a damaged header")
@@ -106,6 +110,7 @@ def _jpeg(stream: BinaryIO) -> tuple[int, int]:
         if length < 2 or marker in (0xD9, 0xDA):
             raise ValueError("no size before the pixels")
         stream.seek(length - 2, 1)
+    raise ValueError("no size before the pixels")
 
 
 class _Tiff:
@@ -113,6 +118,7 @@ class _Tiff:
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream, self._size = stream, size
+        self._fields = self._numbers = 0
         stream.seek(0)
         head = stream.read(16)
         self._order = "<" if head[:2] == b"II" else ">"
@@ -142,7 +148,8 @@ class _Tiff:
         long, entry_bytes = ("Q", 20) if self._big else ("I", 12)
         self._stream.seek(place)
         (count,) = self._unpack("Q" if self._big else "H")
-        if not 1 <= count <= _MAX_ENTRIES:
+        self._fields += count
+        if not 1 <= count <= _MAX_ENTRIES or self._fields > _MAX_FIELDS:
             raise ValueError(f"a page of {count} fields")
         block = self._stream.read(count * entry_bytes)
         (following,) = self._unpack(long)
@@ -163,6 +170,9 @@ class _Tiff:
         code = {3: "H", 4: "I", 13: "I", 16: "Q"}.get(kind)
         if code is None or wanted not in _MATTERS:
             return ()
+        self._numbers += length
+        if self._numbers > _MAX_VALUES:
+            raise ValueError("far too many pieces of pages")
         if byte_count > len(value):
             self._stream.seek(offset)
             value = self._stream.read(byte_count)

@@ -232,12 +232,13 @@ def _check_type(dtype: np.dtype[Any], source: str) -> None:
 
 def _geometry(grid: Triple, affine: NDArray[np.float64], mm: float, source: str) -> Geometry:
     affine = np.array(affine, dtype=np.float64)
-    affine[:3] *= mm
-    if grid[2] == 1 and not affine[:3, 2].any():
-        # 2D files often leave the third axis empty: 1 mm at right angles to the picture.
-        normal = np.cross(affine[:3, 0], affine[:3, 1])
-        length = np.linalg.norm(normal)
-        affine[:3, 2] = normal / length if length else 0.0
+    with np.errstate(invalid="ignore", over="ignore"):  # Geometry refuses what is not finite
+        affine[:3] *= mm
+        if grid[2] == 1 and not affine[:3, 2].any():
+            # 2D files often leave the third axis empty: 1 mm at right angles to the picture.
+            normal = np.cross(affine[:3, 0], affine[:3, 1])
+            length = np.linalg.norm(normal)
+            affine[:3, 2] = normal / length if length else 0.0
     try:
         return Geometry(grid, affine)
     except GeometryError as error:

@@ -126,6 +126,7 @@ def test_false_promises_and_types_are_refused(tmp_path: Path, packed: bool) -> N
         (wide + gipl[6:], FileError, "bytes"),
         (gipl[:8] + struct.pack(">H", 192) + gipl[10:], FileError, "type 192"),
         (gipl[:10] + bytes(12) + gipl[22:], GeometryError, "a.x: affine"),
+        (gipl[:10] + struct.pack(">3f", np.inf, np.nan, 1e38) + gipl[22:], GeometryError, "affine"),
         (mgh[:4] + struct.pack(">3i", 60000, 60000, 60000) + mgh[16:], FileError, "bytes"),
         (mgh[:20] + struct.pack(">i", 5) + mgh[24:], FileError, "type 5"),
         (mgh[:30] + bytes(12) + mgh[42:], GeometryError, "a.x: affine"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,14 @@ def test_pages_of_a_tiff_are_a_volume(tmp_path: Path, big: bool, compression: st
     assert np.array_equal(sitk.GetArrayFromImage(image), rows)
     x, y, z = (*image.TransformIndexToPhysicalPoint((0, 0, 3)),)
     assert np.allclose(scan.geometry.affine_ras @ [0, 0, 3, 1], [-x, -y, z, 1])
+
+
+def test_a_jpeg_of_empty_segments_is_refused_in_time(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"\xff\xd8" + b"\xff\xe0\0\x02" * 2_000_000)
+    started = time.perf_counter()
+    with pytest.raises(FileError, match="no size"):
+        read_scan(tmp_path / "a.jpg")
+    assert time.perf_counter() - started < 5.0
 
 
 def test_pages_of_colours_and_pages_of_a_mask(tmp_path: Path) -> None:
