@@ -16,7 +16,8 @@ import medseg
 
 # Distribution names with the pip requirement that brings them.
 _NEEDED = (
-    "torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydantic", "PyYAML", "typer",
+    "torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom",
+    "python-gdcm", "pydantic", "PyYAML", "typer",
     "rich", "safetensors", "connected-components-3d", "matplotlib", "pillow", "tensorboard",
 )  # fmt: skip
 _GIB = 2**30
