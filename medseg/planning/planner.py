@@ -187,7 +187,8 @@ def patch_and_strides(
         step = np.where(pool, 2, 1)
         current, scale = current / step, scale * step
         strides.append(_triple(step))
-        kernels.append(_kernel(scale, patch))
+        # Once it is 3 it stays 3, also where an axis is too short to be pooled further.
+        kernels.append(_triple(np.maximum(kernels[-1], _kernel(scale, patch))))
     divisor = np.prod(np.array(strides), axis=0)
     return _triple(np.ceil(patch / divisor) * divisor), tuple(strides), tuple(kernels)
 

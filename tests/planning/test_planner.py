@@ -267,3 +267,11 @@ def test_changes_by_dotted_keys() -> None:
 def test_changes_that_do_not_fit(changes: dict[str, object], told: str) -> None:
     with pytest.raises(SettingsError, match=told):
         make_plan(fingerprint(), LABELS, MEANS, width=8, changes=changes)
+
+
+def test_a_short_axis_does_not_flatten_the_kernels_of_the_others() -> None:
+    # The third side ends at 6 voxels while the others are pooled on: their spacing then is
+    # twice its own, but what was seen in three dimensions stays so.
+    _, strides, kernels = patch_and_strides((48, 36, 25), (7.0, 7.0, 7.0), 48 * 36 * 25)
+    assert strides[-1] == (2, 2, 1)
+    assert set(kernels) == {(3, 3, 3)}
