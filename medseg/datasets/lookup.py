@@ -32,7 +32,9 @@ _NAME_COLUMNS = ("name", "label name", "structure", "organ", "region")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a table with a head line; commas, semicolons or tabs; heads in small letters.
+    """Rows of a table with a head line; fields parted by commas, semicolons or tabs.
+
+    Heads come in small letters, but for the names of channels and organs in them.
 
     Raises:
         DatasetError: The file is no such table.
@@ -48,7 +50,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise DatasetError(str(path), expected="a head line and rows", got=f"{len(lines)} lines")
     delimiter = max("\t;,", key=lines[0].count)
     heads, *rows = csv.reader(lines, delimiter=delimiter)
-    names = [head.strip().casefold() for head in heads]
+    names = [_head(head.strip()) for head in heads]
     long = next((number for number, row in enumerate(rows, 2) if len(row) > len(names)), None)
     if long is not None:
         raise DatasetError(
@@ -56,6 +58,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
             cure="Put fields that hold the delimiter into quotes.",
         )  # fmt: skip
     return [dict(zip(names, (field.strip() for field in row), strict=False)) for row in rows]
+
+
+def _head(text: str) -> str:
+    """In small letters, but for the name of a channel or organ: ``image_T1``, ``label_Liver``."""
+    kind, name = text[:6].casefold(), text[6:]
+    return f"{kind}{name}" if kind in ("image_", "image:", "label_", "label:") else text.casefold()
 
 
 def find_labels(folder: Path, *, names: Iterable[str] = LOOKUP_NAMES) -> LabelSet | None:

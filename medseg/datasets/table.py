@@ -149,8 +149,7 @@ def _flat(row: dict[str, Any]) -> dict[str, str]:
 def _columns(row: dict[str, str], kind: str, *, most: int = 1) -> dict[str, str]:
     """Columns of images or organs by their name: ``{"t1": "image_t1"}``; ``image`` alone is ""."""
     plain = {"": kind} if most and kind in row else {}
-    named = {column[len(kind) + 1 :]: column for column in row if column[: len(kind) + 1] in
-             (f"{kind}_", f"{kind}:", f"{kind} ")}  # fmt: skip
+    named = {c[len(kind) + 1 :]: c for c in row if c[: len(kind) + 1] in (f"{kind}_", f"{kind}:")}
     return plain or named
 
 

@@ -163,6 +163,8 @@ def test_the_same_preprocessed_cases(msd: Path, tmp_path: Path, name: str) -> No
     assert dataset.labels.names == ("low", "high")
     assert dataset.labels.values == (1, 2)
     assert len(dataset.channels) == 2
+    if layout == "table":
+        assert dataset.channels == CHANNELS
     if name not in ("folders", "json"):
         assert dataset.modalities == ("MR", "MR")
     expected = preprocessed(open_dataset(msd), tmp_path / "cache_of_msd")

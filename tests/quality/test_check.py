@@ -260,6 +260,11 @@ FAULTS: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "mask-shifted", lambda f: in_ras(mask_of(f), lambda m: np.roll(m, m.shape[0] // 6, 0)), CASE
     ),
     "kidneys exchanged": ("sides-exchanged", lambda f: change(mask_of(f), exchange(3, 4)), CASE),
+    "the names of the sides exchanged": (
+        "sides-exchanged",
+        lambda f: edit(f, labels={"1": "liver", "2": "spleen", "3": "kidney_right",
+                                  "4": "kidney_left"}), "",
+    ),
     "crumbs": ("stray-parts", lambda f: change(mask_of(f), crumb), CASE),
     "a case in no list": (
         "stray-files", lambda f: shutil.copy(image_of(f), image_of(f, "abdomen_99")), ""
