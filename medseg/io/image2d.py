@@ -31,6 +31,7 @@ IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 PICTURE_AFFINE_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _MAGIC = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\xff\xd8\xff")
+_SMALL_BYTES = 1 << 24
 _CODECS = ("PNG", "TIFF", "JPEG")
 _GREY = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 # The warnings come as errors where the program's filters say so.
@@ -125,6 +126,8 @@ def _pixels(path: Path, pages: Pages, mode: str, *, colours: bool) -> NDArray[An
         with Image.open(path, formats=_CODECS) as picture:
             layers = [_page(picture, number, mode, colours) for number in range(pages.count)]
     except MemoryError as error:
+        if needed_bytes < _SMALL_BYTES:  # what Pillow says of some damaged PNG files
+            raise _unreadable(path, OSError("pixels that cannot be unpacked")) from error
         raise no_memory(str(path), 2 * needed_bytes) from error
     except _BROKEN as error:
         raise _unreadable(path, error) from error
