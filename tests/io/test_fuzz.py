@@ -13,7 +13,7 @@ import pytest
 
 from tests.io.fuzz_worker import LIMIT_BYTES
 
-_ERRORS = {"scan", "FileError", "GeometryError", "ResourceError"}
+_ERRORS = {"scan", "FileError", "GeometryError"}
 _HANG_S = 5.0
 
 
