@@ -10,10 +10,12 @@
 SHELL = /bin/sh
 PYTHON ?= python3
 TORCH ?=
+PEER ?=
+DATASET ?= sample_data/abdomen
 PY = .venv/bin/python
 STAMP = .venv/medseg-installed
 
-.PHONY: help setup demo test acceptance clean
+.PHONY: help setup demo test acceptance bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +39,12 @@ test: $(STAMP)
 
 acceptance: $(STAMP)
 	$(PY) acceptance/run.py
+
+bench: $(STAMP)
+	$(PY) benchmarks/nifti_io.py
+	$(PY) benchmarks/dicom_read.py
+	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/check_dataset.py '$(DATASET)' --peer '$(PEER)'; \
+	else echo 'check against nnU-Net: make bench PEER=/its/python DATASET=/a/dataset'; fi
 
 clean:
 	rm -rf .venv demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
