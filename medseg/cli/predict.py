@@ -34,7 +34,7 @@ def predict_command(
     ] = False,
     grid: Annotated[
         str,
-        typer.Option("--grid", help="Of a tilted scan: own, regular or auto."),
+        typer.Option("--grid", help="Of tilted or uneven slices: own, regular, source or auto."),
     ] = "auto",
     save_scan: Annotated[
         bool, typer.Option("--save-scan", help="Write the scan too, on the grid of its mask.")

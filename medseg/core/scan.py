@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.core.errors import FileError, GeometryError
+from medseg.core.errors import FileError, GeometryError, InputError
 from medseg.core.geometry import Geometry
+from medseg.core.slices import SlicePlaces
+
+# Slabs hold about this many voxels, unless told otherwise: 16 MB of 16-bit numbers.
+_SLAB_VOXELS = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,9 @@ class Scan:
         modality: ``"CT"``, ``"MR"``, ... where it is known, else "".
         source: What to call this scan in messages (a path as the user gave it).
         forms: The NIfTI header's placement fields, where the scan came from NIfTI.
+        slices: Where its slices lie, where the scan came from DICOM (of the first channel).
+        load_slabs: Reads parts of the voxels without the rest: for each (start, stop) along K
+            it yields (C, I, J, stop - start). None where the file must be read as a whole.
     """
 
     geometry: Geometry
@@ -48,6 +55,10 @@ class Scan:
     modality: str = ""
     source: str = "scan"
     forms: NiftiForms | None = field(default=None, repr=False)
+    slices: SlicePlaces | None = field(default=None, repr=False)
+    load_slabs: Callable[[Sequence[tuple[int, int]]], Iterator[NDArray[Any]]] | None = field(
+        default=None, repr=False
+    )
 
     def voxels(self) -> NDArray[Any]:
         """Read the voxels, (C, I, J, K), in the file's own number type where it has one.
@@ -60,6 +71,62 @@ class Scan:
         if array.shape != expected:
             raise FileError(self.source, expected=f"voxels {expected}", got=str(array.shape))
         return array
+
+    def read_slab(self, start: int, stop: int) -> NDArray[Any]:
+        """Read some slices alone: the same as ``voxels()[..., start:stop]``.
+
+        Most formats hold only these in memory meanwhile; damage elsewhere in the file is
+        then not seen. Packed files are unpacked up to ``stop``, so that many slabs are read
+        faster with :meth:`slabs`.
+
+        Args:
+            start: The first slice along K.
+            stop: One behind the last.
+
+        Returns:
+            (C, I, J, stop - start), of the number type of :meth:`voxels`.
+
+        Raises:
+            InputError: There are no such slices.
+            FileError: As for :meth:`voxels`.
+        """
+        count = self.geometry.shape[2]
+        if not 0 <= start < stop <= count:
+            raise InputError(
+                f"{self.source}: slices {start} to {stop}",
+                expected=f"0 <= start < stop <= {count}",
+                got=f"{start}, {stop}",
+            )
+        (slab,) = self._cut([(start, stop)])
+        return slab
+
+    def slabs(self, depth: int | None = None) -> Iterator[NDArray[Any]]:
+        """Read all slices in order, some at a time, in one pass through the file.
+
+        Args:
+            depth: Slices at a time; None takes what makes about 16 MB of 16-bit voxels.
+
+        Yields:
+            (C, I, J, depth), the last with what is left.
+
+        Raises:
+            FileError: As for :meth:`voxels`.
+        """
+        across, down, count = self.geometry.shape
+        depth = depth or max(1, _SLAB_VOXELS // (len(self.channels) * across * down))
+        return self._cut([(at, min(count, at + depth)) for at in range(0, count, depth)])
+
+    def _cut(self, cuts: Sequence[tuple[int, int]]) -> Iterator[NDArray[Any]]:
+        if self.load_slabs is None:
+            whole = self.voxels()
+            yield from (whole[..., start:stop] for start, stop in cuts)
+            return
+        head = (len(self.channels), *self.geometry.shape[:2])
+        for (start, stop), array in zip(cuts, self.load_slabs(cuts), strict=True):
+            expected = (*head, stop - start)
+            if array.shape != expected:
+                raise FileError(self.source, expected=f"voxels {expected}", got=str(array.shape))
+            yield array
 
     @classmethod
     def from_array(
@@ -93,6 +160,11 @@ class Scan:
         if several:
             raise FileError(source, expected="one channel per file", got=f"more in {several}")
         parts = tuple(scans.values())
+
+        def load_slabs(cuts: Sequence[tuple[int, int]]) -> Iterator[NDArray[Any]]:
+            for slabs in zip(*(part._cut(cuts) for part in parts), strict=True):
+                yield np.concatenate(slabs)
+
         return cls(
             first.geometry,
             tuple(scans),
@@ -100,4 +172,6 @@ class Scan:
             modality=first.modality,
             source=source,
             forms=first.forms,
+            slices=first.slices,
+            load_slabs=load_slabs if all(part.load_slabs for part in parts) else None,
         )

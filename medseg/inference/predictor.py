@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain, combinations
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from medseg.transforms.preprocess import preprocess_scan
 from medseg.transforms.restore import restore_classes
 
 Triple = tuple[int, int, int]
+Grid = Literal["own", "regular", "source"]
 
 
 class Predictor:
@@ -39,18 +40,21 @@ class Predictor:
             gaussian_weights(plan.patch_size, plan.inference.gaussian_sigma)
         ).to(device)
 
-    def segment(self, scan: Scan, *, regular: bool = False) -> tuple[NDArray[Any], Geometry]:
+    def segment(self, scan: Scan, *, grid: Grid = "own") -> tuple[NDArray[Any], Geometry]:
         """Class indices (I, J, K), before post-processing, and the grid that they lie on.
 
         Args:
             scan: Read by any reader.
-            regular: Of a sheared scan, give the classes on the grid at right angles that
-                covers it, not on its own.
+            grid: ``"own"`` for the scan's; ``"regular"``, of a sheared scan, for the grid at
+                right angles that covers it; ``"source"``, of a scan whose uneven slices were
+                bridged, for one plane per original slice.
         """
         voxels, record = preprocess_scan(scan, self.plan)
-        if regular and not scan.geometry.is_regular:
+        if grid == "regular" and not scan.geometry.is_regular:
             record = record.onto_cover()
-        return restore_classes(self.logits(voxels), record), record.original
+        elif grid == "source" and scan.slices is not None:
+            record = record.onto_slices(scan.slices)
+        return restore_classes(self.logits(voxels), record), record.target
 
     @torch.inference_mode()
     def logits(self, voxels: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from medseg.core.errors import GeometryError
 from medseg.core.geometry import Geometry
+from medseg.core.slices import SlicePlaces
 from medseg.io.dicom_frames import normal_of
 from medseg.io.dicom_records import Slice
 
@@ -74,6 +75,17 @@ def stack(slices: Sequence[Slice]) -> Stack:
     if stray > _IN_LINE * min(slices[0].spacing or (1.0,)):
         return Stack(ordered, gaps_mm=gaps, faults=(f"slices up to {stray:.3g} mm out of line",))
     return _on_grid(ordered, positions, along=along, gaps=gaps)
+
+
+def places_of(made: Stack) -> SlicePlaces:
+    """Where the slices of a stack with a grid lie, as its scan tells it."""
+    normal = normal_of(made.slices[0].orientation or ())
+    positions = [piece.position or (0.0, 0.0, 0.0) for piece in made.slices]
+    return SlicePlaces(
+        made.places_k,
+        tuple(sum(a * b for a, b in zip(place, normal, strict=True)) for place in positions),
+        tuple((place[0], place[1], place[2]) for place in positions),
+    )
 
 
 def doubled_places(slices: Sequence[Slice]) -> bool:

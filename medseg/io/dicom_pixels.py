@@ -60,11 +60,12 @@ def faults_of_pixels(layout: PixelLayout, size: int) -> list[str]:
     return faults
 
 
-def read_voxels(slices: Sequence[Slice]) -> NDArray[Any]:
+def read_voxels(slices: Sequence[Slice], *, dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
     """Read slices into one array, rescaled to real values.
 
     Args:
         slices: All of one size, in the order wanted.
+        dtype: From :func:`type_of` all slices of a volume, where these are a part of it.
 
     Returns:
         (K, J, I); integers where slopes are 1 and intercepts whole, else float32.
@@ -73,7 +74,7 @@ def read_voxels(slices: Sequence[Slice]) -> NDArray[Any]:
         FileError: Pixels are cut off, or cannot be decoded.
     """
     rows, columns = slices[0].shape
-    volume = np.empty((len(slices), rows, columns), dtype=_type_of(slices))
+    volume = np.empty((len(slices), rows, columns), dtype=dtype or type_of(slices))
     files: dict[tuple[object, int], list[int]] = {}
     for number, piece in enumerate(slices):
         files.setdefault((piece.part.path, piece.part.start), []).append(number)
@@ -102,7 +103,7 @@ def _frame_bytes(layout: PixelLayout) -> int:
     return layout.rows * layout.columns * max(1, layout.samples) * max(1, bits // 8)
 
 
-def _type_of(slices: Sequence[Slice]) -> np.dtype[Any]:
+def type_of(slices: Sequence[Slice]) -> np.dtype[Any]:
     """The smallest type that holds every real value that the slices can have."""
     whole = all(piece.slope == 1.0 and piece.intercept.is_integer() for piece in slices)
     if not whole or any(piece.layout.real for piece in slices):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from medseg.core.errors import FileError, GeometryError
 from medseg.core.geometry import FloatTriple, Triple
 from medseg.core.scan import Scan
-from medseg.io.dicom_geometry import Stack, bridged, doubled_places, gaps_text, stack
+from medseg.io.dicom_geometry import Stack, bridged, doubled_places, gaps_text, places_of, stack
 from medseg.io.dicom_header import listed_files, read_instance
 from medseg.io.dicom_parts import Part, list_parts, listed_parts
-from medseg.io.dicom_pixels import faults_of_pixels, read_voxels
+from medseg.io.dicom_pixels import faults_of_pixels, read_voxels, type_of
 from medseg.io.dicom_records import TRAITS, Instance, Slice
 
 _LOG = logging.getLogger(__name__)
@@ -205,7 +205,31 @@ def read_series(info: SeriesInfo, *, accept_gaps: bool = False) -> Scan:
         turned: NDArray[Any] = voxels.transpose(2, 1, 0)[None]
         return turned
 
-    return Scan(geometry, ("0",), load, modality=info.modality, source=where)
+    def load_slabs(cuts: Sequence[tuple[int, int]]) -> Iterator[NDArray[Any]]:
+        dtype = type_of(whole.slices)
+        for start, stop in cuts:
+            slab = read_voxels(whole.slices[start:stop], dtype=dtype)
+            yield slab.transpose(2, 1, 0)[None]
+
+    return Scan(
+        geometry,
+        ("0",),
+        load,
+        modality=info.modality,
+        source=where,
+        slices=places_of(whole),
+        load_slabs=load_slabs if whole.even else None,
+    )
+
+
+def read_slices(info: SeriesInfo) -> NDArray[Any]:
+    """The slices of a series as they are, (1, I, J, slices), uneven gaps and all.
+
+    Raises:
+        FileError: The pixels cannot be read.
+    """
+    voxels: NDArray[Any] = read_voxels(info.stack.slices).transpose(2, 1, 0)[None]
+    return voxels
 
 
 def _volumes(group: Sequence[Instance]) -> list[tuple[str, list[Slice]]]:

@@ -23,6 +23,7 @@ from medseg.core.geometry import Geometry, Orientation
 from medseg.core.labels import LabelSet
 from medseg.core.plan import ChannelPlan, Plan, Spacing
 from medseg.core.scan import Scan
+from medseg.core.slices import SlicePlaces
 from medseg.transforms.load import LoadMaskd, LoadScand, geometry_of, with_geometry
 from medseg.transforms.resample import resample_image, resample_labels, sample_rows
 
@@ -36,6 +37,7 @@ class RestoreRecord:
         orientation: What turned it towards RAS+.
         oriented: The turned grid, same voxels.
         working: The grid that the network sees.
+        slices: Where the classes are wanted along K of ``original``; None for its own planes.
 
     Where the scan's own grid is sheared (``not original.is_regular``), ``oriented`` is a
     turned cover of it at right angles, and voxels are interpolated both ways.
@@ -45,6 +47,7 @@ class RestoreRecord:
     orientation: Orientation
     oriented: Geometry
     working: Geometry
+    slices: SlicePlaces | None = None
 
     @classmethod
     def of(cls, original: Geometry, spacing_mm: Spacing) -> RestoreRecord:
@@ -58,6 +61,17 @@ class RestoreRecord:
     def onto_cover(self) -> RestoreRecord:
         """The way back to the grid at right angles that covers a sheared scan."""
         return replace(self, original=self.oriented.reoriented(self.orientation.inverse()))
+
+    def onto_slices(self, slices: SlicePlaces) -> RestoreRecord:
+        """The way back to the original slices that were bridged to an even grid."""
+        return self if slices.even else replace(self, slices=slices)
+
+    @property
+    def target(self) -> Geometry:
+        """The grid of the result; where ``slices`` are uneven, the nearest that is even."""
+        if self.slices is None:
+            return self.original
+        return self.slices.header_geometry(self.original)
 
 
 class MakeRegular(Transform):

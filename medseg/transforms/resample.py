@@ -7,6 +7,7 @@ outermost centres are those of the edge: the convention of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -82,6 +83,7 @@ def sample_rows(
     rows: slice,
     nearest: bool = False,
     fill: float | None = 0.0,
+    last: Sequence[float] | None = None,
 ) -> Tensor:
     """Rows of a volume sampled on any other grid.
 
@@ -92,6 +94,8 @@ def sample_rows(
         rows: Which planes of its first axis; start and stop are given.
         nearest: Take the nearest voxel instead of interpolating linearly.
         fill: Value outside ``volume``; None repeats its edge.
+        last: Indices along the last axis of the new grid, for planes at uneven places; None
+            takes 0, 1, 2 ...
 
     Returns:
         (C, rows, shape[1], shape[2]).
@@ -102,6 +106,7 @@ def sample_rows(
     shift = 2 * (matrix[:3, 3] + 0.5) / sizes - 1
     i = torch.arange(rows.start, rows.stop, device=device, dtype=torch.float32)
     j, k = (torch.arange(side, device=device, dtype=torch.float32) for side in shape[1:])
+    k = k if last is None else torch.tensor(last, device=device, dtype=torch.float32)
     lines = [
         (float(scaled[axis, 0]) * i)[:, None, None]
         + (float(scaled[axis, 1]) * j)[:, None]

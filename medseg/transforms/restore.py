@@ -27,10 +27,11 @@ def restore_classes(logits: Tensor, record: RestoreRecord) -> NDArray[Any]:
         record: From ``preprocess_scan``.
 
     Returns:
-        (I, J, K) uint8 (uint16 above 256 classes) on ``record.original``, contiguous.
+        (I, J, K) uint8 (uint16 above 256 classes) on ``record.target``, contiguous.
     """
-    regular = record.original.is_regular
-    shape = record.oriented.shape if regular else record.original.shape
+    last = None if record.slices is None else record.slices.places_k
+    regular = record.original.is_regular and last is None
+    shape = record.oriented.shape if regular else record.target.shape
     classes = logits.shape[0]
     matrix = np.linalg.solve(record.working.affine_ras, record.original.affine_ras)
     result = np.empty(shape, dtype=np.uint8 if classes <= 256 else np.uint16)
@@ -40,7 +41,7 @@ def restore_classes(logits: Tensor, record: RestoreRecord) -> NDArray[Any]:
         if regular:
             slab = interpolate_rows(logits, part, shape)
         else:
-            slab = sample_rows(logits, matrix, shape, rows=part, fill=None)
+            slab = sample_rows(logits, matrix, shape, rows=part, fill=None, last=last)
         result[part] = slab.argmax(dim=0).cpu().numpy()
     if not regular:
         return result

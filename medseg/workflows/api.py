@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from medseg.core.plan import Plan
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.inference.device import choose_device
-from medseg.inference.predictor import Predictor
+from medseg.inference.predictor import Grid, Predictor
 from medseg.io.itk import to_sitk
 from medseg.io.nifti_mask import to_nibabel
 from medseg.package.package import load_package
@@ -117,15 +117,17 @@ class Model:
             labels: Names of the labels to keep, in a list or with commas; None keeps all.
             grid: Where the mask of a tilted or sheared scan lies: ``"own"`` for the scan's
                 grid, ``"regular"`` for one at right angles that covers it, ``"auto"`` for
-                regular with DICOM and own with all else. Other scans always keep their grid.
+                regular with DICOM and own with all else. ``"source"``, for DICOM: one plane per
+                original slice, also where uneven slices were bridged; their positions stand in
+                ``result.prediction.slices`` and in the sidecar. Else scans keep their grid.
 
         Raises:
             MedsegError: The scan cannot be read or does not fit the model.
         """
         segment.expected_labels(self.plan, labels)
-        regular = segment.wants_regular(source, grid)
+        wanted = segment.wanted_grid(source, grid)
         scan = segment.read(source, self.plan)
-        return self._predict_scan(scan, source, labels, regular=regular)
+        return self._predict_scan(scan, source, labels, grid=wanted)
 
     def predict_many(
         self,
@@ -145,8 +147,8 @@ class Model:
         segment.expected_labels(self.plan, labels)
 
         def run(source: ScanLike, reading: Future[Scan]) -> Result:
-            regular = segment.wants_regular(source, grid)
-            return self._predict_scan(reading.result(), source, labels, regular=regular)
+            wanted = segment.wanted_grid(source, grid)
+            return self._predict_scan(reading.result(), source, labels, grid=wanted)
 
         with ThreadPoolExecutor(max_workers=1) as pool:
             waiting: tuple[ScanLike, Future[Scan]] | None = None
@@ -161,21 +163,21 @@ class Model:
     def _load(self, source: ScanLike) -> Scan:
         scan = segment.read(source, self.plan)
         voxels = scan.voxels()
-        return Scan(
-            scan.geometry, scan.channels, lambda: voxels, scan.modality, scan.source, scan.forms
-        )
+        return replace(scan, load=lambda: voxels, load_slabs=None)
 
     def _predict_scan(
-        self, scan: Scan, source: ScanLike, labels: str | Sequence[str] | None, *, regular: bool
+        self, scan: Scan, source: ScanLike, labels: str | Sequence[str] | None, *, grid: Grid
     ) -> Result:
         hashes = segment.input_hashes(source, self.plan)
         provenance = segment.provenance_of(self._predictor, self.sha256, input_sha256=hashes)
-        classes, geometry = segment.segment(scan, self._predictor, regular=regular)
+        classes, geometry = segment.segment(scan, self._predictor, grid=grid)
+        slices = scan.slices if grid == "source" else None
         return Result(
             segment.finish(
-                classes, scan, self.plan, geometry=geometry, labels=labels, provenance=provenance
+                classes, scan, self.plan, geometry=geometry, slices=slices, labels=labels,
+                provenance=provenance,
             )
-        )
+        )  # fmt: skip
 
 
 def load_model(path: str | Path, device: str = "auto") -> Model:

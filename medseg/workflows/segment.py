@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -20,9 +20,10 @@ from medseg.core.labels import LabelSet
 from medseg.core.plan import Plan
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
-from medseg.inference.predictor import Predictor
+from medseg.core.slices import SlicePlaces
+from medseg.inference.predictor import Grid, Predictor
 from medseg.io.atomic import whole_file
-from medseg.io.dicom_series import SeriesInfo
+from medseg.io.dicom_series import SeriesInfo, read_slices
 from medseg.io.dicom_studies import Study
 from medseg.io.formats import is_dicom_source, read_scan, write_mask
 from medseg.io.nifti import scan_from_nibabel
@@ -31,7 +32,7 @@ from medseg.postprocess.chain import apply_chain
 from medseg.transforms.load import LoadScan
 from medseg.transforms.preprocess import MakeRegular
 
-GRIDS = ("auto", "own", "regular")
+GRIDS = ("auto", "own", "regular", "source")
 _log = logging.getLogger(__name__)
 
 # What ``Model.predict`` takes: a path, a nibabel or SimpleITK image, (array, affine), or
@@ -77,15 +78,17 @@ def read(source: ScanLike, plan: Plan) -> Scan:
 
 
 def segment(
-    scan: Scan, predictor: Predictor, *, regular: bool = False
+    scan: Scan, predictor: Predictor, *, grid: Grid = "own"
 ) -> tuple[NDArray[Any], Geometry]:
     """Step 2: class indices (I, J, K), and the grid that they lie on.
 
     Args:
         scan: From step 1.
         predictor: The model.
-        regular: Of a scan whose axes are not at right angles (gantry tilt), give the classes
-            on the grid that covers it at right angles; else all lie on the scan's own.
+        grid: From :func:`wanted_grid`. ``"regular"``: of a scan whose axes are not at right
+            angles (gantry tilt), the grid that covers it at right angles; ``"source"``: of one
+            whose slices lie at uneven distances, a plane per original slice; else all lie on
+            the scan's own.
 
     Raises:
         InputError: The model is 3D and the scan is a single slice.
@@ -98,12 +101,12 @@ def segment(
             got=f"one slice, {scan.geometry.shape}",
             cure="Give the whole volume.",
         )
-    if not regular and not scan.geometry.is_regular:
+    if grid != "regular" and not scan.geometry.is_regular:
         _log.warning(
             "%s: its axes are not at right angles, so that ITK-based tools cannot open the mask; "
             "--grid regular gives one that they can", scan.source,
         )  # fmt: skip
-    return predictor.segment(scan, regular=regular)
+    return predictor.segment(scan, grid=grid)
 
 
 def finish(
@@ -112,6 +115,7 @@ def finish(
     plan: Plan,
     *,
     geometry: Geometry | None = None,
+    slices: SlicePlaces | None = None,
     labels: str | Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Prediction:
@@ -122,6 +126,7 @@ def finish(
         scan: From step 1.
         plan: Of the model.
         geometry: What the classes lie on; None for the scan's own grid.
+        slices: Where their planes lie, for ``--grid source``.
         labels: Names of the labels to keep; None keeps all.
         provenance: To be kept with the mask.
     """
@@ -138,6 +143,7 @@ def finish(
         wanted,
         dict(provenance or {}),
         scan.forms if own else None,
+        slices,
     )
 
 
@@ -151,22 +157,25 @@ def check_grid(grid: str) -> None:
         raise SettingsError("--grid", expected=" or ".join(GRIDS), got=repr(grid))
 
 
-def wants_regular(source: ScanLike, grid: str) -> bool:
-    """Whether a mask goes onto a grid at right angles, for ``--grid auto|own|regular``.
+def wanted_grid(source: ScanLike, grid: str) -> Grid:
+    """On which grid a mask is written, for ``--grid auto|own|regular|source``.
 
-    ``auto``: yes for DICOM, whose tilted slices no mask file can repeat; no for all else,
-    so that a mask lies on its input's own header.
+    ``auto``: at right angles for DICOM, whose tilted slices no mask file can repeat; its own
+    for all else, so that a mask lies on its input's own header.
 
     Raises:
         SettingsError: There is no such choice.
     """
     check_grid(grid)
-    if grid != "auto" or isinstance(source, Mapping):
-        return grid == "regular"
+    if grid != "auto":
+        return cast(Grid, grid)
+    if isinstance(source, Mapping):
+        return "own"
     if isinstance(source, Study):
-        return True
+        return "regular"
     paths = paths_of(source)
-    return bool(paths) and (paths[0].is_dir() or is_dicom_source(paths[0]))
+    dicom = bool(paths) and (paths[0].is_dir() or is_dicom_source(paths[0]))
+    return "regular" if dicom else "own"
 
 
 def save_scan(source: ScanLike, plan: Plan, prediction: Prediction, path: Path) -> None:
@@ -175,6 +184,10 @@ def save_scan(source: ScanLike, plan: Plan, prediction: Prediction, path: Path) 
     Raises:
         OutputError: It cannot be written.
     """
+    if prediction.slices is not None and not prediction.slices.even and isinstance(source, Study):
+        voxels = read_slices(wanted_series(source, plan))
+        write_nifti_scan(path, voxels, prediction.geometry)
+        return
     scan = read(source, plan)
     voxels = scan.voxels()
     if scan.geometry != prediction.geometry:
@@ -210,7 +223,31 @@ def sidecar(prediction: Prediction) -> str:
         "labels": {str(label.value): label.name for label in prediction.label_set.labels},
         "volumes_ml": {n: round(v, 4) for n, v in prediction.volumes_ml().items()},
     }
+    if prediction.slices is not None:
+        facts["slices"] = slice_table(prediction.slices)
     return json.dumps(facts, indent=2) + "\n"
+
+
+def slice_table(slices: SlicePlaces) -> dict[str, Any]:
+    """Which plane of a mask shows which slice, by its position, for scripts to find its file."""
+    note = "" if slices.even else (
+        "The slices lie at uneven distances, which no affine can say: the header has the nearest "
+        "even grid. Take the position of each plane from here."
+    )  # fmt: skip
+    pairs = zip(slices.along_mm, slices.positions_mm, strict=True)
+    return {
+        "even": slices.even,
+        "header_error_mm": round(slices.header_error_mm, 4),
+        **({"note": note} if note else {}),
+        "planes": [
+            {
+                "index": index,
+                "position_mm": round(along, 4),
+                "image_position_patient_mm": [round(value, 4) for value in position],
+            }
+            for index, (along, position) in enumerate(pairs)
+        ],
+    }
 
 
 def provenance_of(

@@ -18,7 +18,7 @@ class ReadOptions(TypedDict, total=False):
         series: Which series of each study: its number, UID, a pattern for its description,
             or ``"auto"``; None where only one is usable.
         accept_gaps: Interpolate where slices lie at uneven distances.
-        grid: Where the mask of a tilted or sheared scan lies, see ``Model.predict``.
+        grid: Where the mask of a tilted, sheared or uneven scan lies, see ``Model.predict``.
         save_scan: Write ``<case>_scan.nii.gz`` beside each mask, on the mask's grid.
     """
 
