@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from medseg.core.errors import FileError, GeometryError
 from medseg.core.geometry import Geometry
 from medseg.core.scan import Scan
-from medseg.io.stream import BROKEN, check_promise, open_maybe_gzip, read_voxels
+from medseg.io.stream import BROKEN, check_promise, open_maybe_gzip, read_slabs, read_voxels
 
 GIPL_SUFFIXES = (".gipl.gz", ".gipl")
 
@@ -75,7 +76,16 @@ def read_gipl(path: Path) -> Scan:
             raise _unreadable(path, error) from error
         return np.moveaxis(array.astype(dtype.newbyteorder("="), copy=False), -1, 0)
 
-    return Scan(geometry, tuple(str(n) for n in range(channels)), load, source=str(path))
+    def load_slabs(cuts: Sequence[tuple[int, int]]) -> Iterator[NDArray[Any]]:
+        stored = (*shape, channels)
+        try:
+            for slab in read_slabs(path, cuts, offset=_HEADER_BYTES, shape=stored, dtype=dtype):
+                yield np.moveaxis(slab.astype(dtype.newbyteorder("="), copy=False), -1, 0)
+        except BROKEN as error:
+            raise _unreadable(path, error) from error
+
+    names = tuple(str(number) for number in range(channels))
+    return Scan(geometry, names, load, source=str(path), load_slabs=load_slabs)
 
 
 def _unreadable(path: Path, error: Exception) -> FileError:

@@ -8,6 +8,7 @@ SimpleITK is imported when a function needs it, so that NIfTI works without it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +21,8 @@ from medseg.core.geometry import Geometry
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.io.atomic import whole_file
-from medseg.io.itk_header import Promise, check_header
-from medseg.io.stream import check_memory, no_memory
+from medseg.io.itk_header import Promise, check_header, raw_voxels
+from medseg.io.stream import BROKEN, check_memory, no_memory, read_slabs
 
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 
@@ -58,7 +59,36 @@ def read_itk(path: Path) -> Scan:
                 raise no_memory(str(path), 2 * promise.voxel_bytes) from error
             raise _unreadable(path, error) from error
 
-    return Scan(geometry, _numbered(channels), load, source=str(path))
+    return Scan(
+        geometry,
+        _numbered(channels),
+        load,
+        source=str(path),
+        load_slabs=_slab_loader(path, geometry, channels),
+    )
+
+
+def _slab_loader(
+    path: Path, geometry: Geometry, channels: int
+) -> Callable[[Sequence[tuple[int, int]]], Iterator[NDArray[Any]]] | None:
+    """How to read parts of the file where its voxels lie raw in one piece; else None."""
+    try:
+        raw = raw_voxels(path)
+    except BROKEN as error:
+        raise _unreadable(path, error) from error
+    if raw is None or raw.shape != geometry.shape or channels != 1:
+        return None
+
+    def load_slabs(cuts: Sequence[tuple[int, int]]) -> Iterator[NDArray[Any]]:
+        shape = (*raw.shape, 1)
+        native = raw.dtype.newbyteorder("=")
+        try:
+            for slab in read_slabs(raw.path, cuts, offset=raw.offset, shape=shape, dtype=raw.dtype):
+                yield np.moveaxis(slab.astype(native, copy=False), -1, 0)
+        except BROKEN as error:
+            raise _unreadable(path, error) from error
+
+    return load_slabs
 
 
 def scan_from_sitk(image: Any) -> Scan:

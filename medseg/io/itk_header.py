@@ -13,6 +13,9 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from medseg.core.errors import FileError
 from medseg.io.stream import MAX_DEFLATE_RATIO, is_gzip
@@ -39,6 +42,19 @@ _META_BYTES = {
     "MET_LONG": 4, "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4,
     "MET_DOUBLE": 8,
 }  # fmt: skip
+# Types whose width is the same for every writer, as their names end; unsigned ones by prefix.
+_NRRD_KINDS = {
+    "i1": ("signed char", "int8", "int8_t"), "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
+    "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
+    "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
+    "i4": ("int", "signed int", "int32", "int32_t"), "u4": ("uint", "unsigned int", "uint32",
+                                                            "uint32_t"),
+    "f4": ("float",), "f8": ("double",),
+}  # fmt: skip
+_META_KINDS = {
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4",
+    "MET_UINT": "u4", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
+}  # fmt: skip
 # A second one of these could tell ITK another size than it told us.
 _NRRD_FIELDS = ("dimension", "sizes", "type", "encoding", "data file", "datafile")
 _META_FIELDS = (
@@ -58,6 +74,81 @@ class Promise:
 
     voxel_bytes: int
     held_bytes: int
+
+
+@dataclass(frozen=True)
+class RawVoxels:
+    """Where the voxels of a plain volume of one component lie, the first axis fastest.
+
+    Attributes:
+        path: The file that holds them.
+        offset: Where they begin.
+        shape: As the header orders it.
+        dtype: With the byte order of the file.
+    """
+
+    path: Path
+    offset: int
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+
+
+def raw_voxels(path: Path) -> RawVoxels | None:
+    """Where the voxels lie, when they lie there raw, in one piece; None for all else.
+
+    The header must have passed :func:`check_header`.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(_MAX_HEADER_BYTES)
+    found = _raw_nrrd(path, head) if head.startswith(b"NRRD") else _raw_meta(path, head)
+    if found is None or is_gzip(found.path):
+        return None
+    needed = found.offset + math.prod(found.shape) * found.dtype.itemsize
+    return found if found.path.stat().st_size >= needed else None
+
+
+def _raw_nrrd(path: Path, head: bytes) -> RawVoxels | None:
+    end = re.search(rb"\r?\n\r?\n", head)
+    fields, listed = _nrrd_fields(path, head[: end.start()] if end else head)
+    code = next((k for k, names in _NRRD_KINDS.items() if fields.get("type", "") in names), "")
+    sizes = fields.get("sizes", "").split()
+    order = {"little": "<", "big": ">"}.get(fields.get("endian", ""), "|")
+    skips = any(name.replace(" ", "") in ("byteskip", "lineskip") for name in fields)
+    known = code and (order != "|" or code.endswith("1"))
+    if not known or len(sizes) != 3 or skips or listed or fields.get("encoding") != "raw":
+        return None
+    outside = fields.get("data file", fields.get("datafile"))
+    if outside is None:
+        return None if end is None else _raw(path, end.end(), sizes, order + code)
+    (file, *more) = _files(path, outside, listed)
+    return None if more else _raw(file, 0, sizes, order + code)
+
+
+def _raw_meta(path: Path, head: bytes) -> RawVoxels | None:
+    fields, listed, start = _meta_fields(path, head)
+    code = _META_KINDS.get(fields.get("elementtype", ""), "")
+    sizes = fields.get("dimsize", "").split()
+    said = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb"))
+    order = "|" if said is None else ">" if said.lower().startswith(("t", "1")) else "<"
+    plain = (
+        fields.get("elementnumberofchannels", "1") == "1"
+        and fields.get("headersize", "0") == "0"
+        and fields.get("binarydata", "true").lower().startswith(("t", "1"))
+        and not fields.get("compresseddata", "false").lower().startswith(("t", "1"))
+    )
+    known = code and (order != "|" or code.endswith("1"))
+    if not known or not plain or len(sizes) != 3 or listed:
+        return None
+    outside = fields["elementdatafile"]
+    if outside.upper() == "LOCAL":
+        return _raw(path, start, sizes, order + code)
+    (file, *more) = _files(path, outside, listed)
+    return None if more else _raw(file, 0, sizes, order + code)
+
+
+def _raw(path: Path, offset: int, sizes: list[str], code: str) -> RawVoxels:
+    a, b, c = (int(size) for size in sizes)
+    return RawVoxels(path, offset, (a, b, c), np.dtype(code))
 
 
 def check_header(path: Path) -> Promise:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from medseg.core.errors import FileError, GeometryError
 from medseg.core.geometry import Geometry
 from medseg.core.scan import Scan
-from medseg.io.stream import BROKEN, check_promise, open_maybe_gzip, read_voxels
+from medseg.io.stream import BROKEN, check_promise, open_maybe_gzip, read_slabs, read_voxels
 
 MGH_SUFFIXES = (".mgz", ".mgh")
 
@@ -54,7 +55,8 @@ def read_mgh(path: Path) -> Scan:
         if not looks_like_mgh(head):
             raise EOFError("no MGH header")
         code = struct.unpack(">i", head[20:24])[0]
-        sizes = tuple(int(size) for size in struct.unpack(">4i", head[4:20]))
+        a, b, c, frames = struct.unpack(">4i", head[4:20])
+        sizes = (int(a), int(b), int(c), int(frames))
     except BROKEN as error:
         raise _unreadable(path, error) from error
     if code not in _TYPES:
@@ -74,8 +76,16 @@ def read_mgh(path: Path) -> Scan:
             raise _unreadable(path, error) from error
         return np.moveaxis(array.astype(dtype.newbyteorder("="), copy=False), -1, 0)
 
+    def load_slabs(cuts: Sequence[tuple[int, int]]) -> Iterator[NDArray[Any]]:
+        try:
+            for slab in read_slabs(path, cuts, offset=_DATA_OFFSET, shape=sizes, dtype=dtype):
+                yield np.moveaxis(slab.astype(dtype.newbyteorder("="), copy=False), -1, 0)
+        except BROKEN as error:
+            raise _unreadable(path, error) from error
+
     names = tuple(str(number) for number in range(sizes[3]))
-    return Scan(_geometry(path, head, sizes), names, load, source=str(path))
+    grid = _geometry(path, head, sizes)
+    return Scan(grid, names, load, source=str(path), load_slabs=load_slabs)
 
 
 def _geometry(path: Path, head: bytes, sizes: tuple[int, ...]) -> Geometry:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import struct
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ from medseg.core.errors import FileError, GeometryError
 from medseg.core.geometry import Geometry, Triple
 from medseg.core.scan import NiftiForms, Scan
 from medseg.io.stream import BROKEN as BROKEN_STREAM
-from medseg.io.stream import check_promise, open_maybe_gzip, read_voxels
+from medseg.io.stream import check_promise, open_maybe_gzip, read_slabs, read_voxels
 
 Header: TypeAlias = nib.Nifti1Header
 
@@ -84,6 +84,7 @@ def read_nifti(path: Path) -> Scan:
         lambda: _load(path, stored),
         source=str(path),
         forms=stored.forms,
+        load_slabs=lambda cuts: _load_slabs(path, stored, cuts),
     )
 
 
@@ -311,6 +312,22 @@ def _load(path: Path, stored: _Stored) -> NDArray[Any]:
     except BROKEN as error:
         raise unreadable(path, error) from error
     return _channels_first(array, stored.geometry.shape, stored.channels)
+
+
+def _load_slabs(
+    path: Path, stored: _Stored, cuts: Sequence[tuple[int, int]]
+) -> Iterator[NDArray[Any]]:
+    header = stored.header
+    shape = (*stored.geometry.shape, stored.channels)
+    dtype = header.get_data_dtype()
+    try:
+        scaling = header.get_slope_inter()
+        for slab in read_slabs(
+            stored.data_path, cuts, offset=stored.offset, shape=shape, dtype=dtype
+        ):
+            yield np.moveaxis(_scaled(slab, *scaling), -1, 0)
+    except BROKEN as error:
+        raise unreadable(path, error) from error
 
 
 def _from_dataobj(image: SpatialImage, source: str) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -108,6 +109,46 @@ def read_voxels(
         _fill(array, stream)
         _to_the_end(stream, path)
     return array
+
+
+def read_slabs(
+    path: Path,
+    cuts: Sequence[tuple[int, int]],
+    *,
+    offset: int,
+    shape: tuple[int, int, int, int],
+    dtype: np.dtype[Any],
+) -> Iterator[NDArray[Any]]:
+    """Read some slices of a file after others, holding no more than these.
+
+    A packed file is unpacked on the way, once where there is one channel.
+
+    Args:
+        path: Packed or not.
+        cuts: (start, stop) along K, ascending.
+        offset: Where voxels begin.
+        shape: (I, J, K, C) as stored, the first axis fastest.
+        dtype: With the file's byte order.
+
+    Yields:
+        (I, J, stop - start, C) in Fortran order and the file's byte order.
+
+    Raises:
+        ResourceError: They do not fit into memory.
+        OSError, EOFError, zlib.error, isal_zlib.error: The file is cut or damaged (``BROKEN``).
+    """
+    across, down, count, channels = shape
+    slice_bytes = across * down * dtype.itemsize
+    with open_maybe_gzip(path) as stream:
+        for start, stop in cuts:
+            check_memory(str(path), slice_bytes * (stop - start) * channels)
+            slab = np.empty((across, down, stop - start, channels), dtype, order="F")
+            for channel in range(channels):
+                stream.seek(offset + (channel * count + start) * slice_bytes)
+                _fill(slab[..., channel], stream)
+            if stop == count:
+                _to_the_end(stream, path)
+            yield slab
 
 
 def _fill(array: NDArray[Any], stream: BinaryIO) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medseg.core.scan import Scan
 from medseg.io.formats import is_dicom_source, read_label_names, read_scan
 
 
@@ -68,10 +70,8 @@ def _study_info(path: Path) -> dict[str, Any]:
 
 def _scan_info(path: Path) -> dict[str, Any]:
     scan = read_scan(path)
-    voxels = scan.voxels()
     grid = scan.geometry
-    finite = np.isfinite(voxels)
-    some = bool(finite.any())
+    values = _look_through(scan)
     facts: dict[str, Any] = {
         "kind": "scan",
         "shape": list(grid.shape),
@@ -83,12 +83,38 @@ def _scan_info(path: Path) -> dict[str, Any]:
         "axis_codes": grid.axis_codes,
         "shear_voxels": round(grid.shear_voxels, 4),
         "affine_ras": grid.affine_ras.tolist(),
-        "dtype": str(voxels.dtype),
+        "dtype": values.dtype,
         "modality": scan.modality,
-        "range": [float(voxels[finite].min()), float(voxels[finite].max())] if some else None,
-        "non_finite_voxels": int(finite.size - np.count_nonzero(finite)),
+        "range": list(values.range) if values.range else None,
+        "non_finite_voxels": values.non_finite,
     }
     labels = read_label_names(path)
     if labels is not None:
         facts["labels"] = {str(label.value): label.name for label in labels.labels}
     return facts
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What the voxels of a scan are; ``range`` is of the finite ones."""
+
+    dtype: str
+    range: tuple[float, float] | None
+    non_finite: int
+
+
+def _look_through(scan: Scan) -> _Values:
+    """Look at every voxel once, with a slab of them in memory at a time."""
+    dtype, non_finite = "", 0
+    extremes: list[float] = []
+    for slab in scan.slabs():
+        dtype = str(slab.dtype)
+        if slab.dtype.kind == "f":
+            finite = np.isfinite(slab)
+            non_finite += int(finite.size - np.count_nonzero(finite))
+            values = slab if finite.all() else slab[finite]
+        else:
+            values = slab
+        if values.size:
+            extremes += [float(values.min()), float(values.max())]
+    return _Values(dtype, (min(extremes), max(extremes)) if extremes else None, non_finite)
