@@ -30,6 +30,8 @@ class Case:
             a group of its own.
         organs: Masks of single organs, in the order in which they are painted: where two
             overlap, the later one stays.
+        structures: For a mask that names its structures (DICOM-SEG, RTSTRUCT): those that
+            count, in painting order, and the values they get.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Case:
     label: Path | None
     group: str = ""
     organs: tuple[OrganMask, ...] = ()
+    structures: LabelSet | None = None
 
     @property
     def masks(self) -> tuple[Path, ...]:

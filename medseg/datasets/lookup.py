@@ -11,16 +11,17 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from medseg.core.errors import DatasetError, LabelError, MedsegError
-from medseg.core.labels import LabelSet
+from medseg.core.labels import Label, LabelSet
 from medseg.datasets.dataset import Case
 from medseg.datasets.description import labels_of, read_json
 from medseg.datasets.reading import read_case_mask
-from medseg.io.formats import read_label_names
+from medseg.io.formats import SCAN_SUFFIXES, is_dicom_source, read_label_names
 
 LOOKUP_NAMES = tuple(
     f"{stem}.{suffix}"
@@ -131,6 +132,66 @@ def labels_in_masks(cases: Sequence[Case], *, where: str) -> LabelSet:
             known = dict(zip(stated.values, stated.names, strict=True))
     names = {value: known.get(value, f"label {value}") for value in found}
     return _label_set(names, where=where)
+
+
+def name_structures(
+    cases: tuple[Case, ...], stated: LabelSet | None, *, where: str
+) -> tuple[tuple[Case, ...], LabelSet | None]:
+    """Give the structures of DICOM masks their values by name, the same in every case.
+
+    Args:
+        cases: All cases; those without such a mask come back as they are.
+        stated: What counts; None takes every name that occurs, counted from 1.
+        where: What to call the dataset in messages.
+
+    Returns:
+        The cases, and the labels; ``stated`` where no case has such a mask.
+
+    Raises:
+        DatasetError: Nothing is stated, and some masks are of formats that hold no names.
+    """
+    sets = {case.id: names for case in cases if (names := _structures_in(case)) is not None}
+    if not sets:
+        return cases, stated
+    others = [case.id for case in cases if case.masks and not _may_name_structures(case)]
+    if stated is None and others:
+        raise DatasetError(
+            where, expected="a look-up file of the labels, since only some masks name them",
+            got=f"no names in case {others[0]}", cure="Put labels.csv beside it: value,name.",
+        )  # fmt: skip
+    labels = _united(sets.values()) if stated is None else stated
+    return tuple(
+        replace(case, structures=labels) if _may_name_structures(case) else case for case in cases
+    ), labels
+
+
+def _may_name_structures(case: Case) -> bool:
+    """Whether the name of the mask is that of no other format."""
+    return case.label is not None and not case.label.name.lower().endswith(SCAN_SUFFIXES)
+
+
+def _structures_in(case: Case) -> LabelSet | None:
+    """The structures that a DICOM mask names; None for other formats and broken files."""
+    if case.label is None or not _may_name_structures(case):
+        return None
+    try:
+        return read_label_names(case.label) if is_dicom_source(case.label) else None
+    except MedsegError:
+        return None
+
+
+def _united(sets: Iterable[LabelSet]) -> LabelSet:
+    """Every name once, whatever its capitals, in the order in which they come."""
+    first: dict[str, Label] = {}
+    for labels in sets:
+        for label in labels.labels:
+            first.setdefault(label.name.casefold(), label)
+    return LabelSet(
+        labels=tuple(
+            label.model_copy(update={"value": value, "sources": (value,)})
+            for value, label in enumerate(first.values(), start=1)
+        )
+    )
 
 
 def _values(case: Case) -> set[int]:

@@ -32,7 +32,8 @@ def read_case_image(case: Case) -> Scan:
 def read_case_mask(case: Case) -> tuple[NDArray[Any], Scan]:
     """The mask of a case: values (I, J, K), and the scan that holds its grid.
 
-    Masks of single organs are painted in the order of ``case.organs``.
+    Masks of single organs are painted in the order of ``case.organs``; a DICOM segmentation
+    or structure set is painted on the grid of the case's image.
 
     Raises:
         DatasetError: The case has no mask.
@@ -41,7 +42,7 @@ def read_case_mask(case: Case) -> tuple[NDArray[Any], Scan]:
         LabelError: A value is negative or not whole.
     """
     if case.label is not None:
-        return read_mask(case.label)
+        return read_mask(case.label, image=case.images[0], labels=case.structures)
     if not case.organs:
         raise DatasetError(
             f"case {case.id}",
@@ -53,11 +54,12 @@ def read_case_mask(case: Case) -> tuple[NDArray[Any], Scan]:
 
 
 def _painted(case: Case) -> tuple[NDArray[Any], Scan]:
-    first_mask, grid = read_mask(case.organs[0].path)
+    image = case.images[0]
+    first_mask, grid = read_mask(case.organs[0].path, image=image)
     top = max(organ.value for organ in case.organs)
     painted = np.zeros(first_mask.shape, dtype=np.uint8 if top <= 255 else np.uint16)
     for number, organ in enumerate(case.organs):
-        mask, scan = (first_mask, grid) if number == 0 else read_mask(organ.path)
+        mask, scan = (first_mask, grid) if number == 0 else read_mask(organ.path, image=image)
         gap = grid.geometry.difference(scan.geometry)
         if gap is not None:
             raise GeometryError(

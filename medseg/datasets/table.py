@@ -3,11 +3,16 @@
 CSV columns (any order, capitals do not matter):
 
 ``case``             name of the case; the image's file name where it is missing
-``image``            the scan; or a column per channel: ``image_T1``, ``image_FLAIR``
-``label``            the mask; or a column per organ: ``label_liver``, ``label_spleen``
+``image``            the scan, for DICOM its folder or zip; or a column per channel:
+                     ``image_T1``, ``image_FLAIR``
+``label``            the mask, also a DICOM-SEG or RTSTRUCT file; or a column per organ:
+                     ``label_liver``, ``label_spleen``
 ``group``            optional: patient or site, never on both sides of a split
 ``split``            optional: ``train``, ``val``, ``test`` (left out), or the number of the fold
                      in which the case is judged
+
+The structures of DICOM-SEG and RTSTRUCT files are known by their names, whatever their numbers;
+with a look-up file, those count that it names.
 
 What the values mean stands in ``NAME.labels.csv`` or ``labels.csv`` beside the table. JSON holds
 the same rows under ``cases``, with ``labels`` and ``channel_names`` beside them.
@@ -32,7 +37,13 @@ from medseg.datasets.description import (
     read_json,
     splits_in,
 )
-from medseg.datasets.lookup import LOOKUP_NAMES, find_labels, labels_in_masks, read_rows
+from medseg.datasets.lookup import (
+    LOOKUP_NAMES,
+    find_labels,
+    labels_in_masks,
+    name_structures,
+    read_rows,
+)
 from medseg.datasets.organs import number_organs
 from medseg.io.formats import case_name
 
@@ -67,6 +78,7 @@ def read_table(path: Path, *, lenient: bool = False) -> Dataset:
     kept = [row for row in rows if row.get("split", "").casefold() not in _TEST]
     maker = _Maker(path, image_columns, {organ_columns[n]: values[n] for n in organ_columns})
     cases = check_ids([maker.case(row, lenient=lenient) for row in kept], where=str(path))
+    cases, labels = name_structures(cases, labels, where=str(path))
     channels, modalities = _channels(raw, image_columns, path=path, cases=cases)
     return Dataset(
         name=str(raw.get("name") or path.stem),
@@ -103,7 +115,7 @@ class _Maker:
             group=_text(row, _GROUP_COLUMNS),
             organs=tuple(sorted(organs, key=lambda organ: organ.value)),
         )
-        missing = [str(file) for file in case.files if not file.is_file()]
+        missing = [str(file) for file in case.files if not self._there(file)]
         if not lenient and (missing or not case.masks):
             raise DatasetError(
                 f"{self.path}, case {case.id}",
@@ -112,6 +124,10 @@ class _Maker:
                 cure="Correct the row or take it out.",
             )
         return case
+
+    def _there(self, file: Path) -> bool:
+        # A folder of DICOM is a scan; the table's own folder is what an empty field comes to.
+        return file.is_file() or (file.is_dir() and file != self.path.parent)
 
     def _file(self, text: str) -> Path:
         return self.path.parent / text.replace("\\", "/")

@@ -26,7 +26,7 @@ TAGS = {
     "acquisition_time": 0x00080032, "modality": 0x00080060, "description": 0x0008103E,
     "thickness": 0x00180050, "repetition": 0x00180080, "echo_time": 0x00180081,
     "inversion": 0x00180082, "echo": 0x00180086, "between": 0x00180088,
-    "trigger": 0x00181060, "b_value": 0x00189087,
+    "trigger": 0x00181060, "kernel": 0x00181210, "b_value": 0x00189087,
     "study_uid": 0x0020000D, "series_uid": 0x0020000E, "series_number": 0x00200011,
     "acquisition": 0x00200012, "instance": 0x00200013, "position": 0x00200032,
     "orientation": 0x00200037, "temporal": 0x00200100,
@@ -45,7 +45,19 @@ GROUP_TAGS = {
     "effective_echo": 0x00189082, "diffusion": 0x00189117, "temporal_index": 0x00209128,
     "dimension_index": 0x00209157, "directory": 0x00041220, "file_id": 0x00041500,
 }  # fmt: skip
-_ALL_TAGS = {**TAGS, **GROUP_TAGS}
+# Those of segmentations (PS3.3 C.8.20) and of structure sets (PS3.3 C.8.8.5, C.8.8.6).
+LABEL_TAGS = {
+    "referenced_series": 0x00081115, "padding": 0x00280120,
+    "segmentation_type": 0x00620001, "segments": 0x00620002, "segment_number": 0x00620004,
+    "segment_label": 0x00620005, "segment_id": 0x0062000A, "segment_reference": 0x0062000B,
+    "cielab": 0x0062000D, "fraction_of": 0x0062000E,
+    "frames_of_reference": 0x30060010, "referenced_study": 0x30060012,
+    "rt_series": 0x30060014, "rois": 0x30060020, "roi_number": 0x30060022,
+    "roi_name": 0x30060026, "roi_contours": 0x30060039, "roi_colour": 0x3006002A,
+    "contours": 0x30060040, "contour_type": 0x30060042, "contour_data": 0x30060050,
+    "roi_reference": 0x30060084,
+}  # fmt: skip
+_ALL_TAGS = {**TAGS, **GROUP_TAGS, **LABEL_TAGS}
 # What tells apart slices that lie at one place: echoes, phases, contrasts, directions.
 TRAITS = (
     "image_type", "echo", "echo_time", "temporal", "acquisition", "trigger", "b_value",
@@ -123,6 +135,7 @@ class Instance:
     Attributes:
         layout: How pixels are stored; None where there are none.
         slices: Its slices; empty where there is no image.
+        kernel: Of the reconstruction, as the scanner names it.
     """
 
     part: Part
@@ -136,6 +149,7 @@ class Instance:
     layout: PixelLayout | None
     slices: tuple[Slice, ...] = ()
     modality_lut: bool = False
+    kernel: str = ""
 
 
 @dataclass(slots=True)
@@ -196,6 +210,11 @@ class Header:
         count = len(raw) // 8
         return struct.unpack_from(f"{self._order}{count}d", raw) if count else None
 
+    def shorts(self, name: str) -> tuple[int, ...]:
+        """Unsigned 16-bit numbers; empty where there are none."""
+        raw = self.raw(name) or b""
+        return struct.unpack_from(f"{self._order}{len(raw) // 2}H", raw)
+
     def longs(self, name: str) -> tuple[int, ...]:
         """Unsigned 32-bit numbers; empty where there are none."""
         raw = self.raw(name) or b""
@@ -216,10 +235,14 @@ class Header:
 
     def description(self) -> str:
         """The series description in the character set that the file names."""
-        raw = self.raw("description") or b""
-        encoding = python_encoding.get(self.text("charset").split("\\")[-1], "latin-1")
+        return self.readable("description", charset=self.text("charset"))[:64]
+
+    def readable(self, name: str, *, charset: str) -> str:
+        """A text for people: in a character set (PS3.3 C.12.1.1.2), on one line."""
+        raw = self.raw(name) or b""
+        encoding = python_encoding.get(charset.split("\\")[-1], "latin-1")
         try:
             text = raw.decode(encoding, errors="replace")
         except LookupError:
             text = raw.decode("latin-1")
-        return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:64]
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -59,6 +59,20 @@ def _read_dicom(
     return read_dicom(path, series=series, accept_gaps=accept_gaps)
 
 
+def _read_dicom_mask(
+    path: Path, *, image: str | Path | None, labels: LabelSet | None
+) -> tuple[NDArray[Any], Scan] | None:
+    from medseg.io.dicom_masks import read_dicom_mask
+
+    source: Path | Scan | None = None if image is None else Path(image)
+    if isinstance(source, Path) and not is_dicom_source(source):
+        source = read_scan(source)
+    mask = read_dicom_mask(path, image=source, labels=labels)
+    if mask is None:
+        return None
+    return mask.labels, Scan.from_array(mask.labels, mask.geometry, source=mask.source)
+
+
 def _read_only(path: Path, prediction: Prediction) -> None:
     raise FileError(str(path), expected="a format that masks are written in", got=path.suffix)
 
@@ -137,18 +151,42 @@ def is_dicom_source(path: str | Path) -> bool:
     return _format_of(Path(path)).read is _read_dicom
 
 
-def read_mask(path: str | Path) -> tuple[NDArray[Any], Scan]:
+def read_by_python(path: str | Path) -> bool:
+    """Whether a file is parsed by Python alone, so that no crash in C++ can end the process.
+
+    Raises:
+        FileError: The file is missing, or of no known format.
+    """
+    return _format_of(Path(path)).read in (read_nifti, read_gipl, read_mgh)
+
+
+def read_mask(
+    path: str | Path, *, image: str | Path | None = None, labels: LabelSet | None = None
+) -> tuple[NDArray[Any], Scan]:
     """Read a label image: its values (I, J, K), of an integer type, and the scan it comes as.
 
-    Values stored as real numbers are taken where every one is a whole number.
+    Values stored as real numbers are taken where every one is a whole number. A DICOM
+    segmentation or structure set comes on the grid of the series that it was drawn on.
+
+    Args:
+        path: A file; for DICOM also a folder or zip with one segmentation or structure set.
+        image: The scan that a segmentation or structure set was drawn on; None looks for it
+            beside the file. Of no account for other formats.
+        labels: Which structures of a segmentation or structure set are wanted, by their
+            names, and the values they get; None takes all. Of no account for other formats.
 
     Raises:
         FileError: The file is missing, truncated, of no known format, or has channels.
-        GeometryError: Its header places the voxels nowhere.
+        GeometryError: Its header places the voxels nowhere, or not on its scan.
+        InputError: A folder or zip holds several segmentations or structure sets.
         LabelError: A value is negative, not whole, or too large.
     """
     path = Path(path)
     row = _format_of(path)
+    if row.read is _read_dicom:
+        found = _read_dicom_mask(path, image=image, labels=labels)
+        if found is not None:
+            return found
     scan = read_image(path, palette_as_values=True) if row.read is read_image else row.read(path)
     if len(scan.channels) != 1:
         raise FileError(
@@ -184,9 +222,16 @@ def read_label_names(path: str | Path) -> LabelSet | None:
 
     Raises:
         FileError: The file is missing, damaged, or of no known format.
+        InputError: A folder or zip holds several segmentations or structure sets.
+        LabelError: A segmentation or structure set holds no structure.
     """
     path = Path(path)
-    return read_nifti_label_names(path) if _format_of(path).read is read_nifti else None
+    read = _format_of(path).read
+    if read is _read_dicom:
+        from medseg.io.dicom_masks import read_dicom_label_names
+
+        return read_dicom_label_names(path)
+    return read_nifti_label_names(path) if read is read_nifti else None
 
 
 def case_name(path: str | Path) -> str:
