@@ -22,6 +22,7 @@ Triple = tuple[int, int, int]
 Spacing = tuple[float | None, float | None, float | None]
 _Side = Annotated[int, Field(ge=1)]
 _Sides = tuple[_Side, _Side, _Side]
+_Word = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^\S(.*\S)?$")]
 _Step = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
 
 
@@ -160,6 +161,11 @@ class Plan(_Frozen):
     labels: LabelSet
     channels: tuple[ChannelPlan, ...] = Field(min_length=1)
     modality: str = ""
+    series_words: tuple[_Word, ...] = Field(
+        default=(),
+        description="Words of contrast or kernel (portal, B30f) by which --series auto prefers "
+        "DICOM series; set by hand, since masks do not tell them.",
+    )
     spacing_mm: tuple[_Step, _Step, _Step] = Field(
         description="Working grid along RAS axes; null keeps the scan's."
     )

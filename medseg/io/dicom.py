@@ -51,6 +51,7 @@ def choose_series(
     *,
     modality: str = "",
     spacing_mm: FloatTriple | None = None,
+    words: Sequence[str] = (),
 ) -> SeriesInfo:
     """Choose one of several series.
 
@@ -61,6 +62,8 @@ def choose_series(
             fits best; None for the only one that is usable.
         modality: For ``auto``: what is wanted, such as ``"CT"``; "" takes any.
         spacing_mm: For ``auto``: the nearest to this is wanted; None takes the finest.
+        words: For ``auto``: of contrast or kernel (``"portal"``, ``"B30f"``); the more of them
+            begin a word of the description or kernel, the better. Case does not matter.
 
     Returns:
         The series. ``auto`` and patterns tell their choice and the runners-up through
@@ -72,7 +75,7 @@ def choose_series(
     if selector is None:
         return _only(series)
     if selector == "auto":
-        return _best(series, modality=modality, spacing_mm=spacing_mm)
+        return _best(series, modality=modality, spacing_mm=spacing_mm, words=words)
     matching = [info for info in series if selector in (info.id, info.uid)]
     # A number that is not there must not find another series by the numbers in its name.
     if not matching and not _NUMBER.fullmatch(selector):
@@ -116,7 +119,11 @@ def _only_short(info: SeriesInfo) -> bool:
 
 
 def _best(
-    series: Sequence[SeriesInfo], *, modality: str, spacing_mm: FloatTriple | None
+    series: Sequence[SeriesInfo],
+    *,
+    modality: str,
+    spacing_mm: FloatTriple | None,
+    words: Sequence[str],
 ) -> SeriesInfo:
     readable = [info for info in series if not info.faults and not info.doubts]
     # What people call a channel ("T1") is no modality of DICOM, and rules nothing out.
@@ -131,9 +138,10 @@ def _best(
         )
     longest = max(_length_mm(info) for info in fitting)
 
-    def rank(info: SeriesInfo) -> tuple[bool, bool, bool, float]:
+    def rank(info: SeriesInfo) -> tuple[bool, bool, int, bool, float]:
         long = _length_mm(info) >= _NEARLY_AS_LONG * longest
-        return (not info.gaps, long, info.original, -_distance(info, spacing_mm))
+        found = len(_words_in(info, words))
+        return (not info.gaps, long, found, info.original, -_distance(info, spacing_mm))
 
     order = sorted(fitting, key=rank, reverse=True)
     if len(order) > 1 and rank(order[0]) == rank(order[1]):
@@ -144,8 +152,18 @@ def _best(
             cure="Name one with --series N.",
         )
     others = _listed(order[1:]) if order[1:] else "none"
-    _LOG.info("auto: chose %s; runners-up: %s", order[0].name, others)
+    shown = ", ".join(_words_in(order[0], words))
+    by = f" by '{shown}'" if shown else ""
+    _LOG.info("auto: chose %s%s; runners-up: %s", order[0].name, by, others)
     return order[0]
+
+
+def _words_in(info: SeriesInfo, words: Sequence[str]) -> list[str]:
+    """Those of the words that begin a word of the description or the kernel."""
+    text = f"{info.description} {info.kernel}".casefold()
+    # Behind a number no other digit may follow: "T1" is not in "T10".
+    patterns = {word: rf"(?<![^\W_]){re.escape(word.casefold())}(?!(?<=\d)\d)" for word in words}
+    return [word for word, pattern in patterns.items() if re.search(pattern, text)]
 
 
 def _length_mm(info: SeriesInfo) -> float:

@@ -109,6 +109,7 @@ def _instance(part: Part, parsed: _Parsed) -> Instance:
         layout=layout,
         slices=() if layout is None else _slices(header, part, layout, image_type=image_type),
         modality_lut=header.has("modality_lut"),
+        kernel=header.text("kernel").replace("\\", " ")[:64],
     )
 
 

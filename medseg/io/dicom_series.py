@@ -43,7 +43,7 @@ class SeriesInfo:
         id: What selects it: its number, with ``.1``, ``.2`` where several share one.
         source: The path in which it was found, as it was given.
         study_uid, uid: Of the study and the series.
-        modality, description: As the scanner wrote them.
+        modality, description, kernel: As the scanner wrote them.
         slices: How many there are.
         shape, spacing_mm, axis_codes: Of the grid; None and "" where there is none.
         gaps: Distances between slices with their counts, where they are uneven; else "".
@@ -68,6 +68,7 @@ class SeriesInfo:
     original: bool
     faults: tuple[str, ...]
     doubts: tuple[str, ...]
+    kernel: str = ""
     pixel_faults: tuple[str, ...] = field(default=(), repr=False)
     stack: Stack = field(default_factory=lambda: Stack(()), repr=False)
 
@@ -279,6 +280,7 @@ def _info(
         original=first.image_type[:1] != ("DERIVED",),
         faults=(*pixels, *made.faults),
         doubts=_doubts(first, len(slices)),
+        kernel=first.kernel,
         pixel_faults=pixels,
         stack=made,
     )

@@ -34,13 +34,21 @@ class Study:
         """The same study with another wish."""
         return replace(self, selector=selector, accept_gaps=accept_gaps)
 
-    def choose(self, *, modality: str = "", spacing_mm: FloatTriple | None = None) -> SeriesInfo:
-        """The series that is wanted; ``auto`` wants this modality and voxel size.
+    def choose(
+        self,
+        *,
+        modality: str = "",
+        spacing_mm: FloatTriple | None = None,
+        words: Sequence[str] = (),
+    ) -> SeriesInfo:
+        """The series that is wanted; ``auto`` wants this modality, voxel size and these words.
 
         Raises:
             InputError: None fits, or several fit equally well.
         """
-        return choose_series(self.series, self.selector, modality=modality, spacing_mm=spacing_mm)
+        return choose_series(
+            self.series, self.selector, modality=modality, spacing_mm=spacing_mm, words=words
+        )
 
     def read(self, info: SeriesInfo) -> Scan:
         """One of its series as a scan.

@@ -279,7 +279,7 @@ def wanted_series(study: Study, plan: Plan) -> SeriesInfo:
     """
     a, b, c = plan.spacing_mm
     spacing_mm = None if a is None or b is None or c is None else (a, b, c)
-    return study.choose(modality=plan.modality, spacing_mm=spacing_mm)
+    return study.choose(modality=plan.modality, spacing_mm=spacing_mm, words=plan.series_words)
 
 
 def settled(source: ScanLike, plan: Plan) -> ScanLike:

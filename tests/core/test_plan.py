@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from medseg.core.errors import PackageError, SettingsError
 from medseg.core.labels import LabelSet
 from medseg.core.plan import PLAN_FORMAT, ChannelPlan, NetworkPlan, Plan, TrainingPlan, edited
+from medseg.core.settings import TrainSettings
 
 
 def network(**changes: Any) -> NetworkPlan:
@@ -84,10 +85,26 @@ def test_edited_gives_a_new_checked_plan() -> None:
     assert edited(first, {}) == first
 
 
+def test_words_for_dicom_series_are_set_by_hand() -> None:
+    settings = TrainSettings.build(
+        config=None, pairs=["plan.series_words=[portal, B30f]"], stated={}
+    )
+    second = edited(plan(), settings.plan_changes())
+    assert second.series_words == ("portal", "B30f")
+    assert Plan.from_json(second.to_json()) == second
+    # Plans of before, without the key, still load.
+    raw = json.loads(second.to_json())
+    del raw["series_words"]
+    assert Plan.from_json(json.dumps(raw)).series_words == ()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"nope": 1},
+        {"series_words": "portal"},
+        {"series_words": [""]},
+        {"series_words": [1.0]},
         {"training.nope": 1},
         {"patch_size.x": 1},
         {"patch_size": [7, 8, 2]},

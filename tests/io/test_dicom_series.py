@@ -131,6 +131,35 @@ def test_auto_prefers_modality_length_original_spacing(
         choose_series(found, "auto", modality="PT")
 
 
+def test_auto_prefers_the_words_of_the_plan(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = {"voxels": random_voxels((5, 4, 12))}
+    study(
+        tmp_path,
+        {"voxels": random_voxels((5, 4, 4)), "SeriesDescription": "Portal B30f"},
+        {**long, "SeriesDescription": "Abdomen PORTALVENOUS 2.5", "ConvolutionKernel": "B70f"},
+        {**long, "SeriesDescription": "Abdomen portal", "ConvolutionKernel": ["B30f", "3"]},
+        {**long, "SeriesDescription": "Heart B301", "spacing_mm": (0.7, 1.1, 2.4)},
+    )
+    found = find_series(tmp_path)
+    caplog.set_level(logging.INFO)
+
+    def chosen(*words: str) -> str:
+        return choose_series(found, "auto", modality="CT", words=words).id
+
+    # Without words the finest wins; short series stay behind whatever they are called.
+    assert chosen() == "4"
+    assert chosen("portal", "B30f") == "3"
+    assert "by 'portal, B30f'" in caplog.text
+    assert chosen("portalvenous") == chosen("b70F") == "2"
+    # The beginning of a word counts, and a number only as a whole.
+    assert chosen("art", "B30", "eart") == "3"
+    assert chosen("heart") == "4"
+    with pytest.raises(InputError, match=r"PORTALVENOUS.* and .*portal.*equally"):
+        chosen("portal")
+
+
 def test_auto_names_both_where_two_tie(tmp_path: Path) -> None:
     study(
         tmp_path, {"SeriesDescription": "soft"}, {"SeriesDescription": "bone"}, {"Modality": "MR"}

@@ -88,6 +88,20 @@ def test_one_case_per_study_and_only_the_tie_fails(model: Model, tmp_path: Path)
     assert "series 2" in summary["failed"]["P1/S2"]
 
 
+def test_auto_follows_the_words_of_the_plan(tmp_path: Path) -> None:
+    for number, name in enumerate(("Abdomen arterial", "Abdomen portal"), start=1):
+        Series(
+            random_voxels((13, 9, 5 + number), seed=number),
+            uid=f"{STUDY}.{number}", number=number, tags={"SeriesDescription": name},
+            spacing_mm=(0.7, 1.1, 12 / (5 + number)),
+        ).write(tmp_path / "study" / name)  # fmt: skip
+    for word, slices in (("arterial", 6), ("portal", 7)):
+        plan = small_plan(modality="CT", series_words=[word])
+        package = write_random_package(tmp_path / word / "model", plan)
+        done = predict(package, tmp_path / "study", tmp_path / word / "out", series="auto")["done"]
+        assert nib.load(done["study"]).shape == (13, 9, slices)
+
+
 def test_two_studies_in_one_folder(model: Model, tmp_path: Path) -> None:
     for uid in ("1", "2"):
         write_study(tmp_path / uid, uid, 6)
