@@ -123,6 +123,7 @@ def write_rtstruct(
     """Write a structure set that refers to a series (``"series"``), to another UID, or to none."""
     ds = base_dataset(series, RTSTRUCT)
     ds.SeriesInstanceUID, ds.Modality = f"{series.uid}.88", "RTSTRUCT"
+    ds.StudyInstanceUID = series.tags.get("StudyInstanceUID", ds.StudyInstanceUID)
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{series.uid}.88.1"
     if refer is not None:
         inner, study, frame = Dataset(), Dataset(), Dataset()

@@ -161,7 +161,8 @@ class _Writer:
         self.renumbered = {} if gapless else {v: n for n, v in enumerate(values, start=1)}
         endings = {suffix_of(path) for case in dataset.cases for path in case.files}
         # nnU-Net knows one ending for all; a JPEG mask would lose its values.
-        self.ending = endings.pop() if len(endings) == 1 else ".nii.gz"
+        same = len(endings) == 1 and endings <= {*SCAN_SUFFIXES}
+        self.ending = endings.pop() if same else ".nii.gz"
         self.images, self.labels = ("images", "labels") if layout == "table" else (
             "imagesTr", "labelsTr")  # fmt: skip
 
@@ -179,6 +180,7 @@ class _Writer:
         as_they_are = content.image is None and (
             len(case.images) == channels if apart else not joined or len(case.images) == 1
         )
+        as_they_are &= all(suffix_of(path) in SCAN_SUFFIXES for path in case.images)
         if apart:
             as_they_are &= all(suffix_of(path) == self.ending for path in case.images)
         if as_they_are:
@@ -205,7 +207,7 @@ class _Writer:
         whole = content.mask is None and case.label is not None and not self.renumbered
         if whole and case.label is not None:
             suffix = suffix_of(case.label)
-            if self.layout != "nnunet" or suffix == self.ending:
+            if suffix in SCAN_SUFFIXES and (self.layout != "nnunet" or suffix == self.ending):
                 name = f"{self.labels}/{case.id}{suffix}"
                 self._take(case.label, name)
                 return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,6 +76,42 @@ def read_dicom_label_names(path: Path) -> LabelSet | None:
     """
     found = _object_in(read_headers(path), path)
     return None if found is None else _described(found).label_set
+
+
+def find_dicom_masks(folder: Path) -> list[tuple[str, Path]]:
+    """The segmentations and structure sets in a folder tree, each with a name for its case.
+
+    The case is called by the path of the folder that holds all files of its study, as a
+    prediction from that study is; where several share that folder, by the file's own path
+    without its suffix.
+
+    Returns:
+        Names, and what :func:`read_dicom_mask` reads: the study's folder or the file.
+
+    Raises:
+        FileError: The folder is missing.
+    """
+    studies: dict[str, list[Instance]] = {}
+    for instance in read_headers(folder):
+        studies.setdefault(instance.study_uid or str(instance.part.path.parent), []).append(
+            instance
+        )
+    homes: dict[Path, list[Instance]] = {}
+    for files in studies.values():
+        home = Path(os.path.commonpath([file.part.path.parent for file in files]))
+        masks = [file for file in files if file.sop_class in _MASK_CLASSES]
+        homes.setdefault(home, []).extend(masks)
+    found: list[tuple[str, Path]] = []
+    for home, masks in homes.items():
+        if len(masks) == 1 and home != folder:
+            found.append((home.relative_to(folder).as_posix(), home))
+            continue
+        for mask in masks:
+            path = mask.part.path
+            suffix = path.suffix if path.suffix.lower() in (".dcm", ".seg") else ""
+            name = path.relative_to(folder).as_posix()
+            found.append((name.removesuffix(suffix), path))
+    return sorted(found)
 
 
 def _described(found: Instance) -> Segmentation | StructureSet:

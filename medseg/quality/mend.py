@@ -174,7 +174,8 @@ class _Bench:
 
     def _read(self) -> tuple[NDArray[Any], Geometry]:
         if self._mask is None:
-            raw = None if self.case.label is None else read_scan(self.case.label)
+            stored = self.case.label if self.case.structures is None else None
+            raw = None if stored is None else read_scan(stored)
             if raw is not None and len(raw.channels) == 1 and raw.voxels().dtype.kind == "f":
                 self._mask = np.rint(raw.voxels()[0]).astype(np.uint16), raw.geometry
             else:

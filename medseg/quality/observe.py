@@ -57,7 +57,7 @@ class Observation:
 def observe_case(case: Case, dataset: Dataset) -> Observation:
     """Look into one case; nothing that is wrong with it raises."""
     findings: list[Finding] = []
-    missing = [path.name for path in case.files if not path.is_file()]
+    missing = [path.name for path in case.files if not path.exists()]
     if missing:
         findings.append(
             Finding(
@@ -90,7 +90,7 @@ def observe_case(case: Case, dataset: Dataset) -> Observation:
 def _read_scan(
     case: Case, dataset: Dataset, findings: list[Finding]
 ) -> tuple[Scan | None, NDArray[Any] | None]:
-    if any(not path.is_file() for path in case.images):
+    if any(not path.exists() for path in case.images):
         return None, None
     try:
         scan = read_case_image(case)
@@ -160,7 +160,7 @@ def _scan_facts(
 
 
 def _read_mask(case: Case, findings: list[Finding]) -> tuple[NDArray[Any], Geometry] | None:
-    if not case.masks or any(not path.is_file() for path in case.masks):
+    if not case.masks or any(not path.exists() for path in case.masks):
         return None
     try:
         return _mask_values(case, findings)
@@ -179,7 +179,8 @@ def _read_mask(case: Case, findings: list[Finding]) -> tuple[NDArray[Any], Geome
 def _mask_values(
     case: Case, findings: list[Finding]
 ) -> tuple[NDArray[Any], Geometry] | None:  # fmt: skip
-    if case.label is not None:
+    # Outlines and segments (DICOM) are whole by their nature, and no scan.
+    if case.label is not None and case.structures is None:
         stored = read_scan(case.label)
         if len(stored.channels) == 1:
             values = stored.voxels()[0]

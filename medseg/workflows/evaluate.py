@@ -232,12 +232,14 @@ def _score(pair: MaskPair, rules: _Rules) -> CaseScores:
 
 def _read(pair: MaskPair, rules: _Rules) -> tuple[NDArray[Any], NDArray[Any], Scan]:
     """Prediction and reference (I, J, K) on one grid, and the reference's scan."""
-    reference, scan = read_mask(pair.reference)
+    # Structures of DICOM masks are known by their names; their numbers mean nothing.
+    named = None if rules.unites else rules.labels
+    reference, scan = read_mask(pair.reference, labels=named)
     if rules.unites and rules.labels is not None:
         reference = rules.labels.to_values(rules.labels.to_classes(reference))
     if pair.prediction is None:
         return np.zeros(reference.shape, dtype=np.uint8), reference, scan
-    prediction, grid = read_mask(pair.prediction)
+    prediction, grid = read_mask(pair.prediction, labels=named)
     gap = grid.geometry.difference(scan.geometry)
     if gap is not None:
         raise GeometryError(

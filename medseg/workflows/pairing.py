@@ -64,10 +64,9 @@ def index_by_case(place: Path, what: str, *, skip: Path | None = None) -> dict[s
     if not place.is_dir():
         raise FileError(f"{what} {place}", expected="a folder of masks", got="no such folder")
     found: dict[str, Path] = {}
-    for path in find_scans(place):
+    for case, path in _named_masks(place):
         if skip is not None and path.resolve() == skip.resolve():
             continue
-        case = (path.parent.relative_to(place) / case_name(path)).as_posix()
         if case in found:
             raise InputError(
                 f"{what}, case {case}", expected="one file per case id",
@@ -75,6 +74,17 @@ def index_by_case(place: Path, what: str, *, skip: Path | None = None) -> dict[s
             )  # fmt: skip
         found[case] = path
     return found
+
+
+def _named_masks(place: Path) -> list[tuple[str, Path]]:
+    """Files by their suffix; where there are none, what DICOM holds of masks."""
+    scans = find_scans(place)
+    if scans:
+        return [((p.parent.relative_to(place) / case_name(p)).as_posix(), p) for p in scans]
+    # It takes a while to load, and most masks are no DICOM.
+    from medseg.io.dicom_masks import find_dicom_masks
+
+    return find_dicom_masks(place)
 
 
 def _some(names: Mapping[str, Any] | Sequence[str]) -> str:
