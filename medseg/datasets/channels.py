@@ -19,11 +19,15 @@ _COLOURS = ("red", "green", "blue")
 def guess_channels(cases: Sequence[Case]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names and modalities of the channels, by the first case that can be read.
 
-    Voxels that reach below -500 are taken for CT; three channels of bytes for colours.
+    DICOM states its modality. Else voxels that reach below -500 are taken for CT; three
+    channels of bytes for colours.
     """
     for case in cases:
         try:
-            voxels = read_case_image(case).voxels()
+            scan = read_case_image(case)
+            if scan.modality and len(scan.channels) == 1:
+                return (scan.modality,), (modality_of(scan.modality),)
+            voxels = scan.voxels()
         except MedsegError:
             continue
         if len(voxels) == len(_COLOURS) and voxels.dtype == np.uint8:

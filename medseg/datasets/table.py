@@ -7,7 +7,8 @@ CSV columns (any order, capitals do not matter):
                      ``image_T1``, ``image_FLAIR``
 ``label``            the mask, also a DICOM-SEG or RTSTRUCT file; or a column per organ:
                      ``label_liver``, ``label_spleen``
-``group``            optional: patient or site, never on both sides of a split
+``group``            optional: patient or site, never on both sides of a split; without it scans
+                     of one DICOM study are a group
 ``split``            optional: ``train``, ``val``, ``test`` (left out), or the number of the fold
                      in which the case is judged
 
@@ -45,6 +46,7 @@ from medseg.datasets.lookup import (
     read_rows,
 )
 from medseg.datasets.organs import number_organs
+from medseg.datasets.studies import grouped_by_study
 from medseg.io.formats import case_name
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".json")
@@ -78,7 +80,7 @@ def read_table(path: Path, *, lenient: bool = False) -> Dataset:
     kept = [row for row in rows if row.get("split", "").casefold() not in _TEST]
     maker = _Maker(path, image_columns, {organ_columns[n]: values[n] for n in organ_columns})
     cases = check_ids([maker.case(row, lenient=lenient) for row in kept], where=str(path))
-    cases, labels = name_structures(cases, labels, where=str(path))
+    cases, labels = name_structures(grouped_by_study(cases), labels, where=str(path))
     channels, modalities = _channels(raw, image_columns, path=path, cases=cases)
     return Dataset(
         name=str(raw.get("name") or path.stem),
@@ -115,7 +117,7 @@ class _Maker:
             group=_text(row, _GROUP_COLUMNS),
             organs=tuple(sorted(organs, key=lambda organ: organ.value)),
         )
-        missing = [str(file) for file in case.files if not self._there(file)]
+        missing = [str(file) for file in case.files if not file.exists()]
         if not lenient and (missing or not case.masks):
             raise DatasetError(
                 f"{self.path}, case {case.id}",
@@ -125,12 +127,9 @@ class _Maker:
             )
         return case
 
-    def _there(self, file: Path) -> bool:
-        # A folder of DICOM is a scan; the table's own folder is what an empty field comes to.
-        return file.is_file() or (file.is_dir() and file != self.path.parent)
-
     def _file(self, text: str) -> Path:
-        return self.path.parent / text.replace("\\", "/")
+        # An empty field must not come to the table's own folder: a folder may be a scan.
+        return self.path.parent / (text.replace("\\", "/") or "(no file)")
 
 
 def _content(path: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:

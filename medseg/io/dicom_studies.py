@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from medseg.core.errors import FileError
 from medseg.core.geometry import FloatTriple
 from medseg.core.scan import Scan
 from medseg.io.dicom import choose_series
+from medseg.io.dicom_header import read_instance
+from medseg.io.dicom_parts import list_parts
 from medseg.io.dicom_records import Instance
 from medseg.io.dicom_series import SeriesInfo, describe_series, read_headers, read_series
 
@@ -81,6 +84,24 @@ def find_studies(source: str | Path) -> list[Study]:
         if any(info.slices for info in series):
             studies.append(Study(path, tuple(series)))
     return sorted(studies, key=lambda study: (str(study.path), study.series[0].study_uid))
+
+
+def study_uid_of(source: Path) -> str:
+    """UID of the study of the first DICOM file with an image; "" where there is none.
+
+    Reads no more headers than it must.
+
+    Raises:
+        FileError: The source is missing, or is not to be trusted.
+    """
+    for part in list_parts(source):
+        try:
+            instance = read_instance(part)
+        except FileError:
+            continue
+        if instance is not None and instance.slices:
+            return instance.study_uid
+    return ""
 
 
 def _home(source: Path, group: Sequence[Instance]) -> Path:

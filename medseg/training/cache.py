@@ -96,9 +96,16 @@ def _plan_key(plan: Plan) -> str:
 def _note(case: Case, key: str) -> str:
     stamps = []
     for path in case.files:
-        status = path.stat()
-        stamps.append([status.st_size, status.st_mtime_ns])
-    return json.dumps({"plan": key, "case": case.id, "files": stamps}, sort_keys=True)
+        # A folder is a DICOM series: its files count, not the folder itself.
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in inside:
+            status = file.stat()
+            stamps.append([status.st_size, status.st_mtime_ns])
+    note: dict[str, Any] = {"plan": key, "case": case.id, "files": stamps}
+    if case.structures is not None:
+        # What a DICOM mask comes to depends on the names that count, too.
+        note["structures"] = [[label.value, label.name] for label in case.structures.labels]
+    return json.dumps(note, sort_keys=True)
 
 
 def _read_note(home: Path) -> str | None:

@@ -82,7 +82,7 @@ def validate_fold(
     scores = {}
     for number, case in enumerate(run.dataset.select(split.validation), start=1):
         scan = segment.read(read_case_image(case), package.plan)
-        sums = [segment.file_sha256(path) for path in case.images]
+        sums = [s for path in case.images for s in segment.input_hashes(path, package.plan)]
         provenance = segment.provenance_of(predictor, package.sha256, input_sha256=sums)
         classes, _ = segment.segment(scan, predictor)
         prediction = segment.finish(classes, scan, package.plan, provenance=provenance)
