@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from medseg.io.itk import to_sitk
 from medseg.io.nifti_mask import to_nibabel
 from medseg.package.package import load_package
 from medseg.workflows import segment
+from medseg.workflows.reading import ScanReader
 from medseg.workflows.segment import ScanLike
 
 if TYPE_CHECKING:
@@ -106,7 +107,12 @@ class Model:
         return str(self._predictor.device)
 
     def predict(
-        self, source: ScanLike, *, labels: str | Sequence[str] | None = None, grid: str = "auto"
+        self,
+        source: ScanLike,
+        *,
+        labels: str | Sequence[str] | None = None,
+        grid: str = "auto",
+        scan: Scan | None = None,
     ) -> Result:
         """Segment one scan.
 
@@ -120,13 +126,14 @@ class Model:
                 regular with DICOM and own with all else. ``"source"``, for DICOM: one plane per
                 original slice, also where uneven slices were bridged; their positions stand in
                 ``result.prediction.slices`` and in the sidecar. Else scans keep their grid.
+            scan: The source as it was read already, where it was.
 
         Raises:
             MedsegError: The scan cannot be read or does not fit the model.
         """
         segment.expected_labels(self.plan, labels)
         wanted = segment.wanted_grid(source, grid)
-        scan = segment.read(source, self.plan)
+        scan = scan or segment.read(source, self.plan)
         return self._predict_scan(scan, source, labels, grid=wanted)
 
     def predict_many(
@@ -138,8 +145,8 @@ class Model:
     ) -> Iterator[Result]:
         """Segment scans one after another; yields each as it is done, in the order given.
 
-        The next scan is read while the network works on the present one. Arguments as in
-        :meth:`predict`.
+        The next scan is read while the network works on the present one; DICOM, ITK's formats
+        and pictures by a process that may crash on a damaged file. Arguments as in :meth:`predict`.
 
         Raises:
             MedsegError: At the scan that cannot be read or does not fit the model.
@@ -150,20 +157,15 @@ class Model:
             wanted = segment.wanted_grid(source, grid)
             return self._predict_scan(reading.result(), source, labels, grid=wanted)
 
-        with ThreadPoolExecutor(max_workers=1) as pool:
+        with ThreadPoolExecutor(max_workers=1) as pool, ScanReader() as reader:
             waiting: tuple[ScanLike, Future[Scan]] | None = None
             for source in sources:
-                upcoming = (source, pool.submit(self._load, source))
+                upcoming = (source, pool.submit(reader.read, source, self.plan))
                 if waiting is not None:
                     yield run(*waiting)
                 waiting = upcoming
             if waiting is not None:
                 yield run(*waiting)
-
-    def _load(self, source: ScanLike) -> Scan:
-        scan = segment.read(source, self.plan)
-        voxels = scan.voxels()
-        return replace(scan, load=lambda: voxels, load_slabs=None)
 
     def _predict_scan(
         self, scan: Scan, source: ScanLike, labels: str | Sequence[str] | None, *, grid: Grid

@@ -8,17 +8,20 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
 from medseg.core.errors import FileError, InputError, MedsegError, OutputError
 from medseg.core.plan import Plan
+from medseg.core.scan import Scan
 from medseg.io.dicom_studies import Study
 from medseg.io.formats import case_name, find_scans
 from medseg.workflows.api import Model, Result, load_model
+from medseg.workflows.reading import ScanReader
 from medseg.workflows.segment import check_grid, expected_labels, paths_of, save_scan, settled
 from medseg.workflows.studies import ReadOptions, named_studies, studies_below, studies_in_file
 
@@ -90,15 +93,16 @@ def predict(
     done: dict[str, str] = {}
     failed: dict[str, str] = {}
     errors: list[Exception] = []
-    for number, (case, error, path) in enumerate(_segment_all(work, jobs), start=1):
-        if error is None:
-            done[case] = str(path)
-        else:
-            failed[case] = _explain(error)
-            errors.append(error)
-            _log.warning("%s: %s", case, failed[case])
-        if progress is not None:
-            progress(number, len(jobs), case)
+    with closing(_segment_all(work, jobs)) as outcomes:
+        for number, (case, error, path) in enumerate(outcomes, start=1):
+            if error is None:
+                done[case] = str(path)
+            else:
+                failed[case] = _explain(error)
+                errors.append(error)
+                _log.warning("%s: %s", case, failed[case])
+            if progress is not None:
+                progress(number, len(jobs), case)
     if errors and not done:
         _raise_all_failed(errors, len(jobs))
     return {"done": done, "failed": failed, "seconds": round(time.perf_counter() - started, 3)}
@@ -293,10 +297,14 @@ class _Work:
     grid: str
     save_scan: bool
 
-    def segment(self, source: Source) -> Result:
-        return self.model.predict(source, labels=self.labels, grid=self.grid)
+    def read(self, reader: ScanReader, source: Source) -> tuple[Source, Scan]:
+        chosen = settled(source, self.model.plan)
+        return chosen, reader.read(chosen, self.model.plan)
 
-    def save(self, case: str, source: Source, result: Result) -> Path:
+    def segment(self, source: Source, scan: Scan) -> Result:
+        return self.model.predict(source, labels=self.labels, grid=self.grid, scan=scan)
+
+    def save(self, case: str, source: Source | Scan, result: Result) -> Path:
         if self.save_scan:
             save_scan(source, self.model.plan, result.prediction, _scan_path(self.out, case))
         return result.save(_mask_path(self.out, case))
@@ -305,30 +313,58 @@ class _Work:
 Outcome = tuple[str, Exception | None, Path | None]
 
 
-def _segment_all(work: _Work, jobs: Sequence[Job]) -> Iterator[Outcome]:
-    """Yield (case, error or None, path); the mask of one case is written beside the next."""
+def _segment_all(work: _Work, jobs: Sequence[Job]) -> Generator[Outcome, None, None]:
+    """Yield (case, error or None, path).
 
-    def save(case: str, source: Source, result: Result) -> Outcome:
+    While the network works on one case, the next is read and the mask of the last written.
+    """
+
+    def save(case: str, source: Source | Scan, result: Result) -> Outcome:
         try:
             return case, None, work.save(case, source, result)
         except Exception as error:  # noqa: BLE001 - one case must not stop the others
             return case, error, None
 
-    with ThreadPoolExecutor(max_workers=1) as writer:
+    with ThreadPoolExecutor(max_workers=1) as writer, closing(_read_all(work, jobs)) as readings:
         waiting: Future[Outcome] | None = None
-        for case, source in jobs:
+        for case, reading in readings:
             try:
-                chosen = settled(source, work.model.plan)
-                result = work.segment(chosen)
+                source, scan = reading.result()
+                result = work.segment(source, scan)
             except Exception as error:  # noqa: BLE001 - one case must not stop the others
                 _log.debug("case %s", case, exc_info=True)
                 yield case, error, None
                 continue
             if waiting is not None:
                 yield waiting.result()
-            waiting = writer.submit(save, case, chosen, result)
+            # Slices that were bridged are written as they are, so read once more; else the
+            # scan is at hand.
+            slices = result.prediction.slices
+            again = not work.save_scan or (slices is not None and not slices.even)
+            waiting = writer.submit(save, case, source if again else scan, result)
+            del scan, reading
         if waiting is not None:
             yield waiting.result()
+
+
+Reading = Future[tuple[Source, Scan]]
+
+
+def _read_all(work: _Work, jobs: Sequence[Job]) -> Generator[tuple[str, Reading], None, None]:
+    """Yield each case with its scan; meanwhile the next is read, and no other."""
+    with ThreadPoolExecutor(max_workers=1) as pool, ScanReader() as reader:
+        waiting: tuple[str, Reading] | None = None
+        try:
+            for case, source in jobs:
+                upcoming = case, pool.submit(work.read, reader, source)
+                if waiting is not None:
+                    yield waiting
+                waiting = upcoming
+            if waiting is not None:
+                yield waiting
+        finally:
+            # After Ctrl-C nobody wants the next one.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _explain(error: Exception) -> str:

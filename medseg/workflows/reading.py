@@ -1,0 +1,74 @@
+"""Read the scans of a batch: what C++ parses, in a process that may die."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from medseg.core.errors import MedsegError
+from medseg.core.plan import Plan
+from medseg.core.scan import Scan
+from medseg.io.dicom_series import read_series
+from medseg.io.dicom_studies import Study
+from medseg.io.formats import read_by_python, read_scan
+from medseg.io.isolated import LIMIT_S, IsolatedReader, in_memory
+from medseg.workflows import segment
+from medseg.workflows.segment import ScanLike
+
+
+class ScanReader:
+    """Reads one scan after another into memory; use it with ``with``.
+
+    DICOM, ITK's formats and pictures go through an :class:`IsolatedReader`, since a crash in
+    C++ cannot be caught; NIfTI, MGH and GIPL, which Python reads, stay in this process.
+
+    Args:
+        limit_s: How long a scan may take in the other process before it counts as one that
+            hangs.
+    """
+
+    def __init__(self, *, limit_s: float = LIMIT_S) -> None:
+        self._isolated = IsolatedReader(limit_s=limit_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._isolated.close()
+
+    def read(self, source: ScanLike, plan: Plan) -> Scan:
+        """As ``segment.read``, with the voxels (C, I, J, K) read already.
+
+        Raises:
+            FileError: A reader crashed or hangs on a file, or the file cannot be read.
+            MedsegError: As ``segment.read``.
+        """
+        return in_memory(segment.read(self._parts(source, plan), plan))
+
+    def _parts(self, source: ScanLike, plan: Plan) -> ScanLike:
+        """The source with what C++ would parse read already."""
+        if isinstance(source, Mapping):
+            return {name: self._parts(part, plan) for name, part in source.items()}
+        if isinstance(source, Study):
+            info = segment.wanted_series(source, plan)
+            read = partial(read_series, info, accept_gaps=source.accept_gaps)
+            return self._isolated.read(read, source=f"{source.path}, {info.name}")
+        if isinstance(source, str | Path) and _needs_worker(Path(source)):
+            return self._isolated.read(partial(read_scan, Path(source)), source=str(source))
+        return source
+
+
+def _needs_worker(path: Path) -> bool:
+    try:
+        return not read_by_python(path)
+    except MedsegError:
+        # Reading it here will tell what is wrong.
+        return False

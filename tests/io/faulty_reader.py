@@ -1,0 +1,73 @@
+"""Readers that fail as C++ does, for the worker process of the tests."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from medseg.core.scan import Scan
+from medseg.io.formats import read_scan
+from tests.phantoms import lopsided_geometry
+
+
+def read_or_fail(path: Path) -> Scan:
+    """Read a scan, but for names that tell how the reader dies."""
+    _fail(Path(path).name.split(".")[0])
+    return read_scan(path)
+
+
+def pixels_fail(path: Path, how: str) -> Scan:
+    """Dies, or raises, when the voxels are asked for."""
+    scan = read_scan(path)
+
+    def load() -> np.ndarray:
+        _fail(how)
+        return scan.voxels()
+
+    return Scan(scan.geometry, scan.channels, load)
+
+
+def talking(path: Path) -> Scan:
+    """Prints, as some C++ libraries do, and logs."""
+    print("noise")  # noqa: T201
+    os.write(1, b"{\n")
+    logging.getLogger("medseg.io.somewhere").warning("told %d", 7)
+    logging.getLogger("medseg.io.somewhere").debug("whispered")
+    return read_scan(path)
+
+
+def strange(layout: str) -> Scan:
+    """Voxels in an odd layout of memory."""
+    values = np.arange(2 * 11 * 8 * 6, dtype=">f8" if layout == "big endian" else "<i4")
+    array = values.reshape(2, 11, 8, 6)
+    if layout == "backwards":
+        array = array[:, ::-1, :, ::-1]
+    elif layout == "gaps":
+        array = np.repeat(array, 2, axis=2)[:, :, ::2]
+    elif layout == "one value":
+        array = np.broadcast_to(np.int16(5), (2, 11, 8, 6))
+    return Scan(lopsided_geometry((11, 8, 6)), ("a", "b"), lambda: array)
+
+
+def loaded_modules() -> Scan:
+    """Fails with the names of what this process has loaded."""
+    raise LookupError(" ".join(sorted({name.split(".")[0] for name in sys.modules})))
+
+
+def _fail(how: str) -> None:
+    if how == "abort":
+        os.abort()
+    if how == "segfault":
+        ctypes.string_at(0)
+    if how == "exit":
+        os._exit(3)
+    if how == "hang":
+        time.sleep(60)
+    if how == "fault":
+        raise ZeroDivisionError("by\nzero")
