@@ -184,8 +184,23 @@ def fill(polygons: Iterable[NDArray[np.float64]], shape: tuple[int, int]) -> NDA
     Returns:
         (I, J) bool.
     """
+    first, line = np.divmod(_crossings(polygons, shape), shape[1])
+    inside = np.zeros(shape, dtype=np.bool_)
+    if not len(first):
+        return inside
     # Each crossing of a line of pixel centres turns all pixels behind it inside out.
-    turns = np.zeros((shape[0] + 1, shape[1]), dtype=np.int64)
+    low, high = (int(first.min()), int(line.min())), (int(first.max()), int(line.max()))
+    size = high[0] - low[0] + 1, high[1] - low[1] + 1
+    places = (first - low[0]) * size[1] + line - low[1]
+    turns = np.bincount(places, minlength=size[0] * size[1]).reshape(size).astype(np.uint8)
+    turned = np.bitwise_xor.accumulate(turns & 1, axis=0)
+    inside[low[0] : high[0], low[1] : high[1] + 1] = turned[:-1]
+    return inside
+
+
+def _crossings(polygons: Iterable[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.intp]:
+    """Where edges cross the lines of pixel centres along I: first index behind * lines + line."""
+    found = [np.zeros(0, dtype=np.intp)]
     for corners in polygons:
         points = np.round(corners, _DECIMALS)
         for start, end in _pieces(points, np.roll(points, -1, axis=0), shape[1]):
@@ -197,9 +212,11 @@ def fill(polygons: Iterable[NDArray[np.float64]], shape: tuple[int, int]) -> NDA
             slope = (end[edge, 0] - start[edge, 0]) / (end[edge, 1] - start[edge, 1])
             i = np.round(start[edge, 0] + (j - start[edge, 1]) * slope, _DECIMALS)
             first = np.clip(np.ceil(i), 0, shape[0]).astype(np.intp)
-            np.add.at(turns, (first, j.astype(np.intp)), 1)
-    inside: NDArray[np.bool_] = np.cumsum(turns[:-1], axis=0) % 2 == 1
-    return inside
+            found.append(first * shape[1] + j.astype(np.intp))
+            if sum(map(len, found)) > _MOST_CROSSINGS:
+                # Two at one place undo each other.
+                found = [np.flatnonzero(np.bincount(np.concatenate(found)) & 1)]
+    return np.concatenate(found)
 
 
 def _pieces(
