@@ -32,6 +32,8 @@ class Case:
             overlap, the later one stays.
         structures: For a mask that names its structures (DICOM-SEG, RTSTRUCT): those that
             count, in painting order, and the values they get.
+        series: For each image which DICOM series it is, as for ``read_scan``; "" or nothing
+            where only one is usable.
     """
 
     id: str
@@ -40,6 +42,7 @@ class Case:
     group: str = ""
     organs: tuple[OrganMask, ...] = ()
     structures: LabelSet | None = None
+    series: tuple[str, ...] = ()
 
     @property
     def masks(self) -> tuple[Path, ...]:

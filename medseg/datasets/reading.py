@@ -20,9 +20,12 @@ def read_case_image(case: Case) -> Scan:
     Raises:
         FileError: A file is missing or damaged, or one of several holds more than one channel.
         GeometryError: The channels lie on different grids.
+        InputError: Several DICOM series could be meant.
     """
+    wanted = case.series or ("",) * len(case.images)
     scans: dict[str, Scan] = {
-        str(number): read_scan(path) for number, path in enumerate(case.images)
+        str(number): read_scan(path, series=series or None)
+        for number, (path, series) in enumerate(zip(case.images, wanted, strict=True))
     }
     if len(scans) == 1:
         return scans["0"]

@@ -5,6 +5,8 @@ CSV columns (any order, capitals do not matter):
 ``case``             name of the case; the image's file name where it is missing
 ``image``            the scan, for DICOM its folder or zip; or a column per channel:
                      ``image_T1``, ``image_FLAIR``
+``series``           optional: which DICOM series of the image: its number, UID, a pattern for its
+                     description; ``series_T1``, ``series_FLAIR`` with a column per channel
 ``label``            the mask, also a DICOM-SEG or RTSTRUCT file; or a column per organ:
                      ``label_liver``, ``label_spleen``
 ``group``            optional: patient or site, never on both sides of a split; without it scans
@@ -115,6 +117,7 @@ class _Maker:
             images,
             self._file(label) if label else None,
             group=_text(row, _GROUP_COLUMNS),
+            series=self._series(row),
             organs=tuple(sorted(organs, key=lambda organ: organ.value)),
         )
         missing = [str(file) for file in case.files if not file.exists()]
@@ -126,6 +129,12 @@ class _Maker:
                 cure="Correct the row or take it out.",
             )
         return case
+
+    def _series(self, row: dict[str, str]) -> tuple[str, ...]:
+        stated = {column.casefold().replace(":", "_"): text for column, text in row.items()}
+        own = [stated.get(f"series_{name}".casefold(), "") for name in self.images]
+        series = tuple(text or stated.get("series", "") for text in own)
+        return series if any(series) else ()
 
     def _file(self, text: str) -> Path:
         # An empty field must not come to the table's own folder: a folder may be a scan.

@@ -105,6 +105,8 @@ def _note(case: Case, key: str) -> str:
     if case.structures is not None:
         # What a DICOM mask comes to depends on the names that count, too.
         note["structures"] = [[label.value, label.name] for label in case.structures.labels]
+    if case.series:
+        note["series"] = case.series
     return json.dumps(note, sort_keys=True)
 
 

@@ -106,6 +106,12 @@ def segment(
             "%s: its axes are not at right angles, so that ITK-based tools cannot open the mask; "
             "--grid regular gives one that they can", scan.source,
         )  # fmt: skip
+    if grid == "source" and scan.slices is not None and not scan.slices.even:
+        _log.warning(
+            "%s: its slices lie at uneven distances, and the mask's header is off by up to "
+            "%.1f mm; the JSON file beside it tells the place of each", scan.source,
+            scan.slices.header_error_mm,
+        )  # fmt: skip
     return predictor.segment(scan, grid=grid)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medseg.core.errors import InputError
 from medseg.datasets.inspect import verify_cases
 from medseg.datasets.open import open_dataset
 from medseg.datasets.reading import read_case_image
@@ -99,6 +100,35 @@ def test_scans_of_one_study_stay_on_one_side(folder: Path) -> None:
     (folder / "groups.csv").write_text(text)
     groups = open_dataset(folder / "groups.csv").groups
     assert groups == {"c1": "site", "c2": "site", "c3": "site"}
+
+
+def test_a_column_for_the_series(tmp_path: Path) -> None:
+    for number, name in enumerate(("T1", "T2"), start=1):
+        voxels, mask = blobs(SHAPE, seed=number)
+        series = Series(
+            voxels, uid=f"{STUDY}.8.{number}", number=number,
+            tags={"Modality": "MR", "SeriesDescription": f"{name} tra"},
+        )  # fmt: skip
+        series.write(tmp_path / "study" / name)
+        write_nifti(tmp_path / "masks" / "a.nii.gz", mask, series.affine_ras())
+    (tmp_path / "labels.csv").write_text("value,name\n1,low\n2,high\n")
+    head = "case,image_T1,image_T2,label"
+    rows = {
+        "both.csv": f"{head},series_T1,series_T2\na,study,study,masks/a.nii.gz,1,T2*\n",
+        "one.csv": "case,image,label,series\na,study,masks/a.nii.gz,2\n",
+        "none.csv": "case,image,label\na,study,masks/a.nii.gz\n",
+    }
+    for name, text in rows.items():
+        (tmp_path / name).write_text(text)
+    both, one, none = (open_dataset(tmp_path / name) for name in rows)
+    scan = read_case_image(both.cases[0])
+    for channel, seed in enumerate((1, 2)):
+        np.testing.assert_array_equal(scan.voxels()[channel], blobs(SHAPE, seed=seed)[0])
+    assert one.modalities == ("MR",)
+    np.testing.assert_array_equal(read_case_image(one.cases[0]).voxels()[0], scan.voxels()[1])
+    with pytest.raises(InputError, match="one usable series"):
+        read_case_image(none.cases[0])
+    assert verify_cases(none.cases, none).problems
 
 
 def test_check_and_convert(folder: Path, tmp_path: Path) -> None:
