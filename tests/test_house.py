@@ -127,6 +127,9 @@ def test_parameters_are_few() -> None:
 
 
 def test_nothing_runs_code_from_files() -> None:
+    # A pipe is no file: the worker that reads scans unpickles what its parent asks of it. What
+    # comes back, which a damaged file may have led astray, is JSON (tests/io/test_isolated.py).
+    asked_through_a_pipe = {Path("medseg/io/isolated.py"): {"pickle"}}
     found = []
     for path in SOURCES:
         for node in ast.walk(tree_of(path)):
@@ -137,6 +140,7 @@ def test_nothing_runs_code_from_files() -> None:
                 bad = {"eval", "exec", "torch.load", "yaml.load"} & {ast.unparse(node.func)}
             else:
                 continue
+            bad -= asked_through_a_pipe.get(path.relative_to(ROOT), set())
             found += [f"{path.relative_to(ROOT)}:{node.lineno} {name}" for name in bad]
     assert found == []
 

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.core import errors
-from medseg.core.errors import FileError, MedsegError
+from medseg.core.errors import FileError, MedsegError, ResourceError
 from medseg.core.geometry import Geometry
 from medseg.core.scan import NiftiForms, Scan
 from medseg.core.slices import SlicePlaces
@@ -42,6 +42,7 @@ _LOG = logging.getLogger("medseg")
 #: A scan that takes longer than this, voxels included, counts as one that hangs.
 LIMIT_S = 300.0
 _LAST_BREATH_S = 2.0
+_READY = b"ready\n"
 _CHUNK_BYTES = 1 << 24
 # The path of the parent, and nothing of the folder in which it was started.
 _START = (
@@ -92,7 +93,11 @@ class IsolatedReader:
         with self._state:
             if self._closed:
                 raise RuntimeError("the reader is closed")
-            if self._worker is None or self._worker.poll() is not None:
+            if self._worker is not None and self._worker.poll() is not None:
+                # It died between two scans, for want of memory say.
+                _end(self._worker)
+                self._worker = None
+            if self._worker is None:
                 self._worker = _started()
             return self._worker
 
@@ -149,9 +154,19 @@ def _started() -> subprocess.Popen[bytes]:
     # No fork: threads and locks of this process would be copied in any state. No
     # multiprocessing: it would run the user's own script once more.
     command = [sys.executable, "-P", "-c", _START, json.dumps(sys.path)]
-    return subprocess.Popen(
+    worker = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
+    # No file is to blame where it does not come this far.
+    if worker.stdout is None or worker.stdout.readline() != _READY:
+        _end(worker)
+        raise ResourceError(
+            "the process that reads scans",
+            expected="one that starts",
+            got=_last_words(worker),
+            cure="Run `medseg doctor`.",
+        )
+    return worker
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
@@ -188,17 +203,22 @@ def _crashed(source: str, worker: subprocess.Popen[bytes], limit_s: float | None
     if limit_s is not None:
         got = f"a reader that was still at it after {limit_s:g} s"
     else:
-        code = worker.returncode
-        name = f"exit code {code}"
-        with contextlib.suppress(ValueError):
-            name = signal.Signals(-code).name if code < 0 else name
-        got = f"the reader crashed on this file ({name})"
+        got = f"the reader crashed on this file ({_last_words(worker)})"
     return FileError(
         source,
         expected="a file that can be read",
         got=got,
         cure="Copy or export it again, or convert it with another program.",
     )
+
+
+def _last_words(worker: subprocess.Popen[bytes]) -> str:
+    """The signal or the code with which it ended."""
+    code = worker.poll()
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"
 
 
 def _error_of(fields: dict[str, str]) -> MedsegError:
@@ -284,6 +304,8 @@ def serve() -> None:
     stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     requests = sys.stdin.buffer
+    stream.write(_READY)
+    stream.flush()
     _LOG.handlers[:] = [_ToParent(stream)]
     _LOG.propagate = False
     while len(head := requests.read(8)) == 8:

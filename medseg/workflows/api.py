@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from medseg.io.itk import to_sitk
 from medseg.io.nifti_mask import to_nibabel
 from medseg.package.package import load_package
 from medseg.workflows import segment
-from medseg.workflows.reading import ScanReader
+from medseg.workflows.reading import ScanReader, read_ahead
 from medseg.workflows.segment import ScanLike
 
 if TYPE_CHECKING:
@@ -153,19 +153,13 @@ class Model:
         """
         segment.expected_labels(self.plan, labels)
 
-        def run(source: ScanLike, reading: Future[Scan]) -> Result:
-            wanted = segment.wanted_grid(source, grid)
-            return self._predict_scan(reading.result(), source, labels, grid=wanted)
+        def read(reader: ScanReader, source: ScanLike) -> Scan:
+            return reader.read(source, self.plan)
 
-        with ThreadPoolExecutor(max_workers=1) as pool, ScanReader() as reader:
-            waiting: tuple[ScanLike, Future[Scan]] | None = None
-            for source in sources:
-                upcoming = (source, pool.submit(reader.read, source, self.plan))
-                if waiting is not None:
-                    yield run(*waiting)
-                waiting = upcoming
-            if waiting is not None:
-                yield run(*waiting)
+        with closing(read_ahead(sources, read)) as readings:
+            for source, reading in readings:
+                wanted = segment.wanted_grid(source, grid)
+                yield self._predict_scan(reading.result(), source, labels, grid=wanted)
 
     def _predict_scan(
         self, scan: Scan, source: ScanLike, labels: str | Sequence[str] | None, *, grid: Grid

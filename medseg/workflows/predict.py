@@ -21,7 +21,7 @@ from medseg.core.scan import Scan
 from medseg.io.dicom_studies import Study
 from medseg.io.formats import case_name, find_scans
 from medseg.workflows.api import Model, Result, load_model
-from medseg.workflows.reading import ScanReader
+from medseg.workflows.reading import ScanReader, read_ahead
 from medseg.workflows.segment import check_grid, expected_labels, paths_of, save_scan, settled
 from medseg.workflows.studies import ReadOptions, named_studies, studies_below, studies_in_file
 
@@ -297,9 +297,9 @@ class _Work:
     grid: str
     save_scan: bool
 
-    def read(self, reader: ScanReader, source: Source) -> tuple[Source, Scan]:
-        chosen = settled(source, self.model.plan)
-        return chosen, reader.read(chosen, self.model.plan)
+    def read(self, reader: ScanReader, job: Job) -> tuple[Source, Scan]:
+        source = settled(job[1], self.model.plan)
+        return source, reader.read(source, self.model.plan)
 
     def segment(self, source: Source, scan: Scan) -> Result:
         return self.model.predict(source, labels=self.labels, grid=self.grid, scan=scan)
@@ -325,9 +325,12 @@ def _segment_all(work: _Work, jobs: Sequence[Job]) -> Generator[Outcome, None, N
         except Exception as error:  # noqa: BLE001 - one case must not stop the others
             return case, error, None
 
-    with ThreadPoolExecutor(max_workers=1) as writer, closing(_read_all(work, jobs)) as readings:
+    with (
+        ThreadPoolExecutor(max_workers=1) as writer,
+        closing(read_ahead(jobs, work.read)) as readings,
+    ):
         waiting: Future[Outcome] | None = None
-        for case, reading in readings:
+        for (case, _), reading in readings:
             try:
                 source, scan = reading.result()
                 result = work.segment(source, scan)
@@ -345,26 +348,6 @@ def _segment_all(work: _Work, jobs: Sequence[Job]) -> Generator[Outcome, None, N
             del scan, reading
         if waiting is not None:
             yield waiting.result()
-
-
-Reading = Future[tuple[Source, Scan]]
-
-
-def _read_all(work: _Work, jobs: Sequence[Job]) -> Generator[tuple[str, Reading], None, None]:
-    """Yield each case with its scan; meanwhile the next is read, and no other."""
-    with ThreadPoolExecutor(max_workers=1) as pool, ScanReader() as reader:
-        waiting: tuple[str, Reading] | None = None
-        try:
-            for case, source in jobs:
-                upcoming = case, pool.submit(work.read, reader, source)
-                if waiting is not None:
-                    yield waiting
-                waiting = upcoming
-            if waiting is not None:
-                yield waiting
-        finally:
-            # After Ctrl-C nobody wants the next one.
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _explain(error: Exception) -> str:

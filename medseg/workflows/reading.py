@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from medseg.core.errors import MedsegError
 from medseg.core.plan import Plan
@@ -17,6 +18,9 @@ from medseg.io.formats import read_by_python, read_scan
 from medseg.io.isolated import LIMIT_S, IsolatedReader, in_memory
 from medseg.workflows import segment
 from medseg.workflows.segment import ScanLike
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class ScanReader:
@@ -64,6 +68,33 @@ class ScanReader:
         if isinstance(source, str | Path) and _needs_worker(Path(source)):
             return self._isolated.read(partial(read_scan, Path(source)), source=str(source))
         return source
+
+
+def read_ahead(
+    items: Iterable[T], read: Callable[[ScanReader, T], R]
+) -> Generator[tuple[T, Future[R]], None, None]:
+    """Yield each item with what is read of it; meanwhile the next is read, and no other.
+
+    Closing the generator ends what is being read in another process.
+
+    Args:
+        items: In the order wanted; one more than is yielded is taken from it.
+        read: Called in a thread, one item at a time.
+    """
+    # The reader closes before the pool waits for its thread, which may hang in a codec.
+    with ThreadPoolExecutor(max_workers=1) as pool, ScanReader() as reader:
+        waiting: tuple[T, Future[R]] | None = None
+        try:
+            for item in items:
+                upcoming = item, pool.submit(read, reader, item)
+                if waiting is not None:
+                    yield waiting
+                waiting = upcoming
+            if waiting is not None:
+                yield waiting
+        finally:
+            # After Ctrl-C nobody wants the next one.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _needs_worker(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import numpy as np
 import psutil
 import pytest
 
-from medseg.core.errors import FileError, GeometryError
+from medseg.core.errors import FileError, GeometryError, ResourceError
 from medseg.core.scan import Scan
+from medseg.io import isolated
 from medseg.io.formats import read_scan
 from medseg.io.isolated import IsolatedReader
 from tests.dicom_phantoms import Series, random_voxels
@@ -146,6 +148,18 @@ def test_noise_is_dropped_and_the_log_arrives(
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("WARNING", "told 7")]
 
 
+def test_what_comes_back_is_never_unpickled(
+    tmp_path: Path, reader: IsolatedReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    scan = reader.read(partial(read_scan, good(tmp_path)), source="x")
+    np.testing.assert_array_equal(scan.voxels()[0], lopsided_volume()[0])
+
+
 def test_the_worker_loads_no_deep_learning(reader: IsolatedReader) -> None:
     with pytest.raises(RuntimeError) as caught:
         reader.read(faulty_reader.loaded_modules, source="x")
@@ -178,6 +192,28 @@ def test_twenty_files_with_crashes_among_them(tmp_path: Path) -> None:
     assert workers() == before
 
 
+def test_a_worker_that_cannot_start_blames_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolated, "_START", "raise SystemExit(7)")
+    with (
+        IsolatedReader() as reader,
+        pytest.raises(ResourceError, match=r"expected one that starts, got exit code 7"),
+    ):
+        reader.read(partial(read_scan, good(tmp_path)), source="x")
+
+
+def test_a_worker_that_dies_in_between_is_replaced(tmp_path: Path) -> None:
+    read = partial(read_scan, good(tmp_path))
+    with IsolatedReader() as reader:
+        before = workers()
+        reader.read(read, source="x")
+        (own,) = set(workers()) - set(before)
+        own.kill()
+        own.wait(10)
+        assert reader.read(read, source="x").channels == ("0",)
+
+
 def test_closing_ends_a_scan_that_is_being_read(tmp_path: Path) -> None:
     path = good(tmp_path)
     reader = IsolatedReader()
@@ -207,6 +243,7 @@ _INTERRUPTED = """
 import sys
 from functools import partial
 from pathlib import Path
+from medseg.io import isolated
 from medseg.io.formats import read_scan
 from medseg.io.isolated import IsolatedReader
 from tests.io.faulty_reader import pixels_fail

@@ -14,11 +14,10 @@ import SimpleITK as sitk
 
 from medseg.core.errors import FileError
 from medseg.io.isolated import IsolatedReader
-from medseg.workflows import predict as module
 from medseg.workflows import reading
 from medseg.workflows.api import Model, load_model
 from medseg.workflows.predict import predict
-from medseg.workflows.reading import ScanReader
+from medseg.workflows.reading import ScanReader, read_ahead
 from tests.dicom_phantoms import Series, random_voxels
 from tests.io.faulty_reader import read_or_fail
 from tests.io.test_isolated import workers
@@ -57,7 +56,7 @@ def test_files_that_crash_or_hang_fail_alone(
         if name.startswith("case")
     }
     monkeypatch.setattr(reading, "read_scan", read_or_fail)
-    monkeypatch.setattr(module, "ScanReader", partial(ScanReader, limit_s=4.0))
+    monkeypatch.setattr(reading, "ScanReader", partial(ScanReader, limit_s=4.0))
     summary = predict(model, tmp_path / "in", tmp_path / "out")
     assert sorted(summary["failed"]) == ["abort", "hang", "segfault"]
     assert "the reader crashed on this file (SIGABRT)" in summary["failed"]["abort"]
@@ -159,3 +158,15 @@ def test_an_interrupted_batch_leaves_no_worker(
     with pytest.raises(KeyboardInterrupt):
         predict(model, tmp_path / "in", tmp_path / "out")
     assert workers() == []
+
+
+def test_nothing_more_is_read_once_closed() -> None:
+    read: list[int] = []
+    readings = read_ahead(range(100), lambda reader, item: read.append(item))
+    for item, done in readings:
+        done.result()
+        if item == 1:
+            break
+    readings.close()
+    # Item 2 may have been begun; no other.
+    assert read in ([0, 1], [0, 1, 2])
