@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import zipfile
 from collections.abc import Callable
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from medseg.core.errors import FileError, GeometryError, InputError, LabelError, MedsegError
 from medseg.core.labels import LabelSet
@@ -93,6 +96,16 @@ def test_fractional_and_label_map(tmp_path: Path) -> None:
     SegFile(series, {5: whole}, kind="LABELMAP").write(path)
     with pytest.raises(LabelError, match="values of the segments"):
         read_mask(path)
+
+
+def test_a_compressed_label_map(tmp_path: Path) -> None:
+    series, _ = study(tmp_path)
+    whole = label_image(masks())
+    ds = SegFile(series, {5: whole, 2: np.zeros(SHAPE)}, kind="LABELMAP").dataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.compress(RLELossless, encoding_plugin="pydicom")
+    ds.save_as(tmp_path / "ct" / "seg.dcm", enforce_file_format=True)
+    np.testing.assert_array_equal(read_mask(tmp_path / "ct")[0], whole)
 
 
 def test_where_segments_overlap_the_later_one_stays(
@@ -229,6 +242,23 @@ def test_fractional_without_a_reference(shared_data: Callable[[str], Path]) -> N
     # 82,527 bytes of 255 in the file, on 42 slices.
     assert np.count_nonzero(found) == 82_527
     assert scan.geometry.axis_codes == "PIR"
+    # Its centre in the patient, from the frames' own positions.
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("seg/1-1.dcm"))
+        ds = dcmread(io.BytesIO(archive.read(name)))
+    frames, places = ds.pixel_array, []
+    for frame, group in zip(frames, ds.PerFrameFunctionalGroupsSequence, strict=True):
+        start = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+        rows, columns = np.nonzero(frame)
+        # Rows of the picture run along y, its columns down -z; 0.703125 mm a pixel.
+        off = np.column_stack([0 * columns, 0.703125 * columns, -0.703125 * rows])
+        places.append(start + off)
+    centre_lps = np.concatenate(places).mean(axis=0)
+    cells = np.argwhere(found)
+    centre_ras = (
+        cells @ scan.geometry.affine_ras[:3, :3].T + scan.geometry.affine_ras[:3, 3]
+    ).mean(axis=0)
+    np.testing.assert_allclose(centre_ras, centre_lps * [-1, -1, 1], atol=0.02)
     labels = read_label_names(path)
     assert labels is not None
     assert labels.names == ("Breast",)
