@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from medseg.core.geometry import Geometry
 from medseg.core.plan import Plan
 from medseg.core.scan import Scan
-from medseg.inference.device import autocast_dtype
+from medseg.inference.device import autocast_dtype, tiles_at_once
 from medseg.inference.windows import gaussian_weights, padding, windows
 from medseg.transforms.preprocess import preprocess_scan
 from medseg.transforms.restore import restore_classes
@@ -31,10 +31,16 @@ class Predictor:
     """
 
     def __init__(
-        self, networks: Sequence[nn.Module], plan: Plan, device: torch.device, *, batch: int = 1
+        self,
+        networks: Sequence[nn.Module],
+        plan: Plan,
+        device: torch.device,
+        *,
+        batch: int | None = None,
     ) -> None:
         self.networks = [network.to(device).eval() for network in networks]
-        self.plan, self.device, self.batch = plan, device, batch
+        self.plan, self.device = plan, device
+        self.batch = tiles_at_once(device) if batch is None else batch
         self._half = autocast_dtype(device)
         self._weights = torch.from_numpy(
             gaussian_weights(plan.patch_size, plan.inference.gaussian_sigma)

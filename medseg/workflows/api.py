@@ -192,8 +192,4 @@ def load_model(path: str | Path, device: str = "auto") -> Model:
     if not (folder / "checksums").is_file() and (folder / "model" / "checksums").is_file():
         folder = folder / "model"
     package = load_package(folder)
-    # On a CPU tiles one by one keep the cache warm; a GPU wants several at once.
-    batch = 4 if chosen.type == "cuda" else 1
-    return Model(
-        Predictor(package.networks(), package.plan, chosen, batch=batch), sha256=package.sha256
-    )
+    return Model(Predictor(package.networks(), package.plan, chosen), sha256=package.sha256)
