@@ -37,12 +37,16 @@ from medseg.core.scan import NiftiForms, Scan
 from medseg.core.slices import SlicePlaces
 from medseg.io.stream import check_memory, no_memory
 
+if sys.platform == "linux":
+    import fcntl
+
 _LOG = logging.getLogger("medseg")
 
 #: A scan that takes longer than this, voxels included, counts as one that hangs.
 LIMIT_S = 300.0
 _LAST_BREATH_S = 2.0
 _READY = b"ready\n"
+_PIPE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 24
 # The path of the parent, and nothing of the folder in which it was started.
 _START = (
@@ -157,6 +161,10 @@ def _started() -> subprocess.Popen[bytes]:
     worker = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
+    if worker.stdout is not None and sys.platform == "linux":
+        # Sixteen times the usual: fewer turns between the two for each volume.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(worker.stdout.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     # No file is to blame where it does not come this far.
     if worker.stdout is None or worker.stdout.readline() != _READY:
         _end(worker)
