@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch.nn.functional import interpolate, one_hot
 
-from medseg.transforms.resample import interpolate_rows, resample_image, resample_labels
+from medseg.transforms.resample import (
+    interpolate_rows,
+    resample_image,
+    resample_labels,
+    sample_rows,
+)
+from tests.phantoms import lopsided_volume
 
 SHAPES = [(31, 40, 33), (11, 50, 20), (48, 56, 40), (24, 28, 20), (7, 7, 7)]
 
@@ -55,3 +61,16 @@ def test_a_ramp_stays_a_ramp_in_space() -> None:
     fine = resample_image(ramp, (60, 3, 2))[0, :, 0, 0]
     expected = (torch.arange(60.0) + 0.5) / 3 - 0.5
     torch.testing.assert_close(fine[2:-2], expected[2:-2], atol=1e-4, rtol=0)
+
+
+def test_planes_at_uneven_places_lie_between_their_neighbours() -> None:
+    volume = torch.from_numpy(lopsided_volume((7, 6, 5))[0].astype(np.float32))[None]
+    rows, places = slice(2, 5), [0.0, 1.0, 1.75, 4.0]
+    whole = sample_rows(volume, np.eye(4), (7, 6, 5), rows=rows, fill=None)
+    planes = sample_rows(volume, np.eye(4), (7, 6, 4), rows=rows, fill=None, last=places)
+    # Worked out by hand from the even planes.
+    expected = torch.stack(
+        [whole[..., 0], whole[..., 1], 0.25 * whole[..., 1] + 0.75 * whole[..., 2], whole[..., 4]],
+        dim=-1,
+    )
+    torch.testing.assert_close(planes, expected, rtol=0, atol=1e-2)

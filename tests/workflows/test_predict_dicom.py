@@ -121,6 +121,17 @@ def test_gaps_need_to_be_accepted(model: Model, tmp_path: Path) -> None:
     assert nib.load(done["s"]).shape == (13, 9, 6)
 
 
+def test_a_plane_per_original_slice(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Series(random_voxels((13, 9, 5)), places=[0, 1, 2, 4, 5]).write(tmp_path / "s")
+    asked = ["predict", str(package), str(folder), "--out", str(tmp_path / "out"), "--grid"]
+    assert run([*asked, "source"]) == 2
+    assert "--accept-gaps" in capsys.readouterr().err
+    assert run([*asked, "source", "--accept-gaps", "--device", "cpu"]) == 0
+    assert nib.load(tmp_path / "out" / "s.nii.gz").shape == (13, 9, 5)
+
+
 def test_unknown_ways_to_read_are_refused(model: Model, tmp_path: Path) -> None:
     folder = Series(random_voxels()).write(tmp_path / "s")
     with pytest.raises(TypeError):
