@@ -34,6 +34,9 @@ def info_command(
         return
     if facts["kind"] == "study":
         show_series(facts["series"])
+        for mask in facts.get("masks", ()):
+            names = ", ".join(f"{name} ({value})" for value, name in mask["labels"].items())
+            typer.echo(f"mask {mask['file']}: {names or mask['fault']}")
         return
     for line in fact_lines(facts):
         typer.echo(line)

@@ -78,6 +78,26 @@ def read_dicom_label_names(path: Path) -> LabelSet | None:
     return None if found is None else _described(found).label_set
 
 
+def list_structures(path: Path) -> list[tuple[str, LabelSet | MedsegError]]:
+    """Every segmentation and structure set in a DICOM file, folder or zip.
+
+    Returns:
+        The name of each file, and its structures or why they cannot be told.
+
+    Raises:
+        FileError: The source is missing or is not to be trusted.
+    """
+    found: list[tuple[str, LabelSet | MedsegError]] = []
+    for instance in read_headers(path):
+        if instance.sop_class not in _MASK_CLASSES:
+            continue
+        try:
+            found.append((instance.part.name, _described(instance).label_set))
+        except MedsegError as error:
+            found.append((instance.part.name, error))
+    return found
+
+
 def find_dicom_masks(folder: Path) -> list[tuple[str, Path]]:
     """The segmentations and structure sets in a folder tree, each with a name for its case.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from medseg.core.errors import MedsegError
 from medseg.core.scan import Scan
 from medseg.io.formats import is_dicom_source, read_label_names, read_scan
 
@@ -18,7 +19,8 @@ def info(path: str | Path) -> dict[str, Any]:
     A scan: ``shape`` (I, J, K), ``spacing_mm``, ``size_mm``, ``axis_codes``, ``channels``,
     ``dtype``, ``range`` and more. DICOM: ``series``, a list with ``series`` (what selects it),
     ``modality``, ``description``, ``slices``, ``spacing_mm``, ``gaps``, ``reasons_against``
-    and more for each. A model: the facts of its package.
+    and more for each; and ``masks``, where there are segmentations or structure sets: a list
+    with ``file`` and ``labels`` (value to name). A model: the facts of its package.
 
     Args:
         path: A scan file; a folder, zip or DICOMDIR of DICOM; a model folder, or a run
@@ -43,6 +45,7 @@ def info(path: str | Path) -> dict[str, Any]:
 def _study_info(path: Path) -> dict[str, Any]:
     # It takes a while to load, and most scans are no DICOM.
     from medseg.io.dicom import find_series
+    from medseg.io.dicom_masks import list_structures
 
     everything = find_series(path)
     studies = list(dict.fromkeys(found.study_uid for found in everything))
@@ -52,6 +55,7 @@ def _study_info(path: Path) -> dict[str, Any]:
             "series": found.id,
             "modality": found.modality,
             "description": found.description,
+            "kernel": found.kernel,
             "slices": found.slices,
             "shape": None if found.shape is None else list(found.shape),
             "spacing_mm": None
@@ -65,7 +69,14 @@ def _study_info(path: Path) -> dict[str, Any]:
         }
         for found in everything
     ]
-    return {"kind": "study", "series": series}
+    facts: dict[str, Any] = {"kind": "study", "series": series}
+    masks = [
+        {"file": name, "labels": {}, "fault": str(found)}
+        if isinstance(found, MedsegError)
+        else {"file": name, "labels": {str(label.value): label.name for label in found.labels}}
+        for name, found in list_structures(path)
+    ]
+    return facts | ({"masks": masks} if masks else {})
 
 
 def _scan_info(path: Path) -> dict[str, Any]:

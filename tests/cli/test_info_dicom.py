@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medseg.cli.app import run
+from tests.dicom_objects import Roi, SegFile, write_rtstruct
 from tests.dicom_phantoms import STUDY, Series, random_voxels
 
 
@@ -16,7 +18,7 @@ def study(tmp_path: Path) -> Path:
     Series(random_voxels(), number=2, uid=f"{STUDY}.2").write(tmp_path / "a")
     gaps = Series(
         random_voxels(), number=3, uid=f"{STUDY}.3", places=[0, 1, 2, 4, 5, 6],
-        tags={"SeriesDescription": "[bold] liver", "Modality": "MR"},
+        tags={"SeriesDescription": "[bold] liver", "Modality": "MR", "ConvolutionKernel": "B30f"},
     )  # fmt: skip
     gaps.write(tmp_path / "b")
     return tmp_path
@@ -41,6 +43,7 @@ def test_json(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = facts["series"]
     assert (first["series"], first["slices"], first["reasons_against"]) == ("2", 6, [])
     assert first["spacing_mm"] == pytest.approx([0.7, 1.1, 2.5], abs=1e-4)
+    assert (first["kernel"], second["kernel"]) == ("", "B30f")
     assert second["gaps"] == "2.5 mm x4, 5 mm x1"
 
 
@@ -51,3 +54,21 @@ def test_several_studies(study: Path, capsys: pytest.CaptureFixture[str]) -> Non
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["study", "series"]
     assert [row.split()[:2] for row in rows] == [["1", "2"], ["1", "3"], ["2", "2"]]
+
+
+def test_structures_of_masks(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    series = Series(random_voxels(), number=2, uid=f"{STUDY}.2")
+    whole = np.ones((13, 9, 6), dtype=bool)
+    SegFile(series, {3: whole}, {3: "Liver"}).write(study / "seg.dcm")
+    write_rtstruct(series, {1: Roi("point", [("POINT", [(1.0, 1.0, 1.0)])])}, study / "rt.dcm")
+    assert run(["info", str(study)]) == 0
+    shown = capsys.readouterr().out
+    assert "mask seg.dcm: Liver (3)" in shown
+    assert "mask rt.dcm:" in shown
+    assert "structures with an outline" in shown
+    assert run(["info", str(study), "--json"]) == 0
+    masks = json.loads(capsys.readouterr().out)["masks"]
+    assert {mask["file"]: mask["labels"] for mask in masks} == {
+        "seg.dcm": {"3": "Liver"},
+        "rt.dcm": {},
+    }
