@@ -28,7 +28,7 @@ def read_dicom_mask(
     """Read the segmentation or structure set in a DICOM file, folder or zip as a label image.
 
     The series that it was drawn on is looked for by the reference in the file; a segmentation
-    without a reference lies on the one series whose slices it fits.
+    whose reference leads nowhere lies on the one series whose slices it fits.
 
     Args:
         path: The file; or a folder or zip that holds it, and the images beside it.
@@ -161,11 +161,11 @@ def _source(
     """The scan that a mask was drawn on; None where it is not at hand."""
     if image is not None:
         series = _images(read_headers(image), image)
-        matching = [info for info in series if info.uid in described.references]
+        matching = _referred(described, series)
         # The user says that it is the image, whatever the reference is.
         return read_series(matching[0] if matching else choose_series(series, None))
     series = _images(here if len(here) > 1 else _beside(path), path)
-    matching = [info for info in series if info.uid in described.references]
+    matching = _referred(described, series)
     if not matching and isinstance(described, Segmentation):
         matching = _fitting(described, series)
     if matching:
@@ -176,6 +176,14 @@ def _source(
             place_of(described.part),
         )
     return None
+
+
+def _referred(
+    described: Segmentation | StructureSet, series: Sequence[SeriesInfo]
+) -> list[SeriesInfo]:
+    """The series referred to, those without a fault first: one may hold several volumes."""
+    found = [info for info in series if info.uid in described.references]
+    return sorted(found, key=lambda info: bool(info.faults or info.gaps))
 
 
 def _images(instances: Sequence[Instance], path: Path) -> list[SeriesInfo]:

@@ -64,7 +64,7 @@ def index_by_case(place: Path, what: str, *, skip: Path | None = None) -> dict[s
     if not place.is_dir():
         raise FileError(f"{what} {place}", expected="a folder of masks", got="no such folder")
     found: dict[str, Path] = {}
-    for case, path in _named_masks(place):
+    for case, path in _named(place, masks=what != "images"):
         if skip is not None and path.resolve() == skip.resolve():
             continue
         if case in found:
@@ -76,10 +76,10 @@ def index_by_case(place: Path, what: str, *, skip: Path | None = None) -> dict[s
     return found
 
 
-def _named_masks(place: Path) -> list[tuple[str, Path]]:
-    """Files by their suffix; where there are none, what DICOM holds of masks."""
+def _named(place: Path, *, masks: bool) -> list[tuple[str, Path]]:
+    """Files by their suffix; for masks, where there are none, what DICOM holds of them."""
     scans = find_scans(place)
-    if scans:
+    if scans or not masks:
         return [((p.parent.relative_to(place) / case_name(p)).as_posix(), p) for p in scans]
     # It takes a while to load, and most masks are no DICOM.
     from medseg.io.dicom_masks import find_dicom_masks

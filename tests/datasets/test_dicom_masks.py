@@ -72,6 +72,18 @@ def test_a_look_up_file_says_which_count(tmp_path: Path) -> None:
         np.testing.assert_array_equal(values, np.where(box(at=7), 4, 0))
 
 
+def test_image_and_mask_in_one_folder(tmp_path: Path) -> None:
+    path = table(tmp_path / "set")
+    for name in ("a", "b"):
+        (path.parent / "masks" / f"{name}.dcm").rename(path.parent / "studies" / name / "mask.dcm")
+    rows = "case,image,label\na,studies/a,studies/a\nb,studies/b,studies/b/mask.dcm\n"
+    path.write_text(rows, encoding="utf-8")
+    dataset = open_dataset(path)
+    for case in dataset.cases:
+        assert read_case_image(case).geometry.shape == SHAPE
+        np.testing.assert_array_equal(read_case_mask(case)[0] == 1, box(at=1))
+
+
 def test_missing_folders_are_told(tmp_path: Path) -> None:
     path = table(tmp_path / "set")
     path.write_text("case,image,label\na,,masks/a.dcm\n", encoding="utf-8")
