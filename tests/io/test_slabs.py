@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 from isal import igzip
 
-from medseg.core.errors import FileError, InputError
+from medseg.core.errors import FileError, InputError, MedsegError
 from medseg.core.geometry import Geometry
 from medseg.core.scan import Scan
 from medseg.io.formats import read_scan
@@ -166,6 +166,26 @@ def test_a_wrong_checksum_is_found_when_the_end_is_read(tmp_path: Path) -> None:
     path.write_bytes(packed)
     with pytest.raises(FileError, match="expected a whole"):
         list(scan.slabs(2))
+
+
+@pytest.mark.parametrize("folder", ["nifti_awkward", "dicom_awkward"])
+def test_slabs_of_awkward_files(folder: str, shared_data: Callable[[str], Path]) -> None:
+    compared = 0
+    for path in sorted(shared_data(folder).rglob("*")):
+        try:
+            scan = read_scan(path)
+            whole = scan.voxels()
+        except MedsegError:
+            continue
+        if scan.load_slabs is None or whole.size > 1 << 22:
+            continue
+        parts = np.concatenate(list(scan.slabs(max(1, scan.geometry.shape[2] // 3))), axis=-1)
+        assert parts.dtype == whole.dtype, path
+        np.testing.assert_array_equal(parts, whole, err_msg=str(path))
+        compared += 1
+        if compared == 25:
+            break
+    assert compared >= 10
 
 
 _PEAK = """

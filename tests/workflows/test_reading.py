@@ -56,12 +56,12 @@ def test_files_that_crash_or_hang_fail_alone(
         if name.startswith("case")
     }
     monkeypatch.setattr(reading, "read_scan", read_or_fail)
-    monkeypatch.setattr(reading, "ScanReader", partial(ScanReader, limit_s=4.0))
+    monkeypatch.setattr(reading, "ScanReader", partial(ScanReader, limit_s=3.0))
     summary = predict(model, tmp_path / "in", tmp_path / "out")
     assert sorted(summary["failed"]) == ["abort", "hang", "segfault"]
     assert "the reader crashed on this file (SIGABRT)" in summary["failed"]["abort"]
     assert "the reader crashed on this file (SIGSEGV)" in summary["failed"]["segfault"]
-    assert "still at it after 4 s" in summary["failed"]["hang"]
+    assert "still at it after 3 s" in summary["failed"]["hang"]
     assert sorted(summary["done"]) == [*expected, "other"]
     for name, labels in expected.items():
         mask = np.asarray(nib.load(summary["done"][name]).dataobj)
