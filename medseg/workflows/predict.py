@@ -23,7 +23,13 @@ from medseg.io.formats import case_name, find_scans
 from medseg.workflows.api import Model, Result, load_model
 from medseg.workflows.reading import ScanReader, read_ahead
 from medseg.workflows.segment import check_grid, expected_labels, paths_of, save_scan, settled
-from medseg.workflows.studies import ReadOptions, named_studies, studies_below, studies_in_file
+from medseg.workflows.studies import (
+    ReadOptions,
+    named_studies,
+    studies_below,
+    studies_in_file,
+    study_or_path,
+)
 
 Progress = Callable[[int, int, str], None]
 _CHANNEL_SUFFIX = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -210,7 +216,7 @@ def read_case_table(path: Path, plan: Plan) -> list[Job]:
             expected=f"rows with the columns case, {', '.join(names)}",
             got=f"columns {', '.join(map(str, columns)) or 'none'}",
         )
-    jobs: dict[str, Path | dict[str, Path]] = {}
+    jobs: dict[str, Source] = {}
     for line, row in enumerate(rows, start=2):
         where = f"{path}, line {line}"
         case = (row["case"] or "").strip()
@@ -223,7 +229,7 @@ def read_case_table(path: Path, plan: Plan) -> list[Job]:
         if Path(case).is_absolute() or ".." in Path(case).parts or case == ".":
             raise InputError(where, expected="a name below --out", got=case)
         files = {name: path.parent / cell for name, cell in cells.items()}
-        jobs[case] = files if len(plan.channels) > 1 else next(iter(files.values()))
+        jobs[case] = files if len(plan.channels) > 1 else study_or_path(*files.values())
     return list(jobs.items())
 
 

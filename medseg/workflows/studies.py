@@ -46,6 +46,12 @@ def studies_in_file(path: Path) -> list[Study]:
         return []
 
 
+def study_or_path(path: Path) -> Study | Path:
+    """The study that a path in a table names, so that ``--series`` holds for it; else the path."""
+    found = studies_in_file(path)
+    return found[0] if len(found) == 1 else path
+
+
 def named_studies(studies: list[Study], base: Path) -> Iterator[tuple[str, Study]]:
     """Case ids of studies: their path below ``base``; numbered where they share one."""
     paths = [study.path for study in studies]

@@ -132,6 +132,20 @@ def test_a_plane_per_original_slice(
     assert nib.load(tmp_path / "out" / "s.nii.gz").shape == (13, 9, 5)
 
 
+def test_a_table_of_studies(model: Model, tmp_path: Path) -> None:
+    write_study(tmp_path / "study", "1", 6, 12)
+    uneven = Series(random_voxels((13, 9, 5)), places=[0, 1, 2, 4, 5], number=2)
+    uneven.write(tmp_path / "gaps")
+    table = tmp_path / "cases.csv"
+    table.write_text("case,image\na,study\nb,gaps\nc,nowhere\n")
+    summary = predict(
+        model, [], tmp_path / "out", cases=table, series="2", accept_gaps=True, grid="source"
+    )
+    shapes = {case: nib.load(path).shape for case, path in summary["done"].items()}
+    assert shapes == {"a": (13, 9, 12), "b": (13, 9, 5)}
+    assert "no such file" in summary["failed"]["c"]
+
+
 def test_unknown_ways_to_read_are_refused(model: Model, tmp_path: Path) -> None:
     folder = Series(random_voxels()).write(tmp_path / "s")
     with pytest.raises(TypeError):
