@@ -42,7 +42,7 @@ _META_BYTES = {
     "MET_LONG": 4, "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4,
     "MET_DOUBLE": 8,
 }  # fmt: skip
-# Types whose width is the same for every writer, as their names end; unsigned ones by prefix.
+# For reading by slab: types whose width is the same for every writer, by NumPy's names.
 _NRRD_KINDS = {
     "i1": ("signed char", "int8", "int8_t"), "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
     "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
