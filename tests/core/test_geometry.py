@@ -5,7 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - the name that all the field uses
+import SimpleITK as sitk
 from hypothesis import given
 from hypothesis import strategies as st
 
