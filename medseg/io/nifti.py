@@ -257,33 +257,36 @@ def _compare_forms(header: Header, geometry: Geometry, source: str) -> None:
     except (HeaderDataError, ValueError, GeometryError):
         _LOG.warning("%s: the qform places the voxels nowhere; the sform is used", source)
         return
-    shift_mm, turn_deg = _distance(geometry, other)
+    shift_mm = _shift_mm(geometry, other)
     if shift_mm > _FORMS_APART_VOXELS * min(geometry.spacing_mm):
         _LOG.warning(
             "%s: qform and sform disagree by up to %.3g mm and %.3g degrees; the sform is used",
             source,
             shift_mm,
-            turn_deg,
+            _turn_degrees(geometry, other),
         )
 
 
-def _distance(one: Geometry, other: Geometry) -> tuple[float, float]:
-    """How far two affines on one grid carry a corner apart (mm), and how far they turn (degrees).
-
-    The turn is the angle between the rotations nearest to both (polar decomposition); a grid
-    and its mirror image are 180 degrees apart.
-    """
+def _shift_mm(one: Geometry, other: Geometry) -> float:
+    """How far two affines on one grid carry a corner apart."""
     far = np.asarray(one.shape, dtype=np.float64) - 1
     corners = np.array([[*(far * bits), 1.0] for bits in np.ndindex(2, 2, 2)])
     shift = (corners @ (one.affine_ras - other.affine_ras).T)[:, :3]
+    return float(np.linalg.norm(shift, axis=1).max())
+
+
+def _turn_degrees(one: Geometry, other: Geometry) -> float:
+    """The angle between the rotations nearest to both affines (polar decomposition).
+
+    A grid and its mirror image are 180 degrees apart.
+    """
     turns = []
     for geometry in (one, other):
         u, _, v = np.linalg.svd(geometry.affine_ras[:3, :3] / np.asarray(geometry.spacing_mm))
         turns.append(u @ v)
     turn = turns[0] @ turns[1].T
     cosine = (np.trace(turn) - 1.0) / 2.0 if np.linalg.det(turn) > 0 else -1.0
-    angle = float(np.rad2deg(np.arccos(np.clip(cosine, -1.0, 1.0))))
-    return float(np.linalg.norm(shift, axis=1).max()), angle
+    return float(np.rad2deg(np.arccos(np.clip(cosine, -1.0, 1.0))))
 
 
 def _forms_of(header: Header, shape: tuple[int, ...]) -> NiftiForms:

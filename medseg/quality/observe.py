@@ -22,7 +22,7 @@ from medseg.quality.thumbnail import body_box, thumbnail
 
 # Values this close to whole numbers were whole before somebody computed with them.
 NEARLY_WHOLE = 0.01
-_QUANTILE_SAMPLES = 200_000
+_QUANTILE_SAMPLES = 20_000
 
 
 @dataclass(frozen=True)
