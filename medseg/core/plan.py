@@ -207,18 +207,33 @@ class Plan(_Frozen):
             raw = json.loads(text)
         except ValueError as error:
             raise PackageError(source, expected="JSON", got=str(error)) from error
-        version = raw.get("format_version") if isinstance(raw, dict) else None
-        if isinstance(version, int) and version > PLAN_FORMAT:
-            raise PackageError(
-                source,
-                expected=f"plan format {PLAN_FORMAT} or older",
-                got=f"format {version}",
-                cure="It was written by a newer medseg; update this one.",
-            )
+        refuse_newer(raw, PLAN_FORMAT, what="plan", source=source)
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise PackageError(source, expected="a valid plan", got=describe(error)) from error
+
+
+def refuse_newer(raw: object, newest: int, *, what: str, source: str) -> None:
+    """Refuse JSON of a newer format before its fields, which may be unknown, are looked at.
+
+    Args:
+        raw: Parsed JSON; anything but an object passes, for the field check to refuse.
+        newest: The newest format that this medseg knows.
+        what: What it is the format of.
+        source: What to call the file in the message.
+
+    Raises:
+        PackageError: Its ``format_version`` is higher.
+    """
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > newest:
+        raise PackageError(
+            source,
+            expected=f"{what} format {newest} or older",
+            got=f"format {version}",
+            cure="It was written by a newer medseg; update this one.",
+        )
 
 
 def first_fault(error: ValidationError) -> tuple[str, str, str]:

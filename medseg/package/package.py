@@ -30,7 +30,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from medseg.core.errors import OutputError, PackageError
-from medseg.core.plan import PLAN_FORMAT, Plan, describe
+from medseg.core.plan import PLAN_FORMAT, Plan, describe, refuse_newer
 from medseg.networks.build import build_network
 
 PACKAGE_FORMAT = 1
@@ -229,20 +229,9 @@ def _parse(text: bytes, folder: Path) -> ModelFile:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise PackageError(source, expected="JSON", got=str(error)) from error
-    outer = raw if isinstance(raw, dict) else {}
-    inner = outer.get("plan")
-    for what, holder, newest in (
-        ("package", outer, PACKAGE_FORMAT),
-        ("plan", inner if isinstance(inner, dict) else {}, PLAN_FORMAT),
-    ):
-        version = holder.get("format_version")
-        if isinstance(version, int) and version > newest:
-            raise PackageError(
-                source,
-                expected=f"{what} format {newest} or older",
-                got=f"format {version}",
-                cure="It was written by a newer medseg; update this one.",
-            )
+    refuse_newer(raw, PACKAGE_FORMAT, what="package", source=source)
+    inner = raw.get("plan") if isinstance(raw, dict) else None
+    refuse_newer(inner, PLAN_FORMAT, what="plan", source=source)
     try:
         return ModelFile.model_validate_json(text)
     except ValidationError as error:
