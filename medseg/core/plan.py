@@ -2,8 +2,8 @@
 
 A plan is all that is needed, beside weights, to segment a scan. Its JSON is read and
 edited by people, so each field says its unit, and ``reasons`` says why it was chosen.
-Arrays are always (C, I, J, K) in RAS+; a 2D plan has a patch of (I, J, 1) and a network
-that sees single slices.
+Arrays are always (C, I, J, K), in RAS+ unless the plan says another orientation or axis
+order; a 2D plan has a patch of (I, J, 1) and a network that sees single slices.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ _Side = Annotated[int, Field(ge=1)]
 _Sides = tuple[_Side, _Side, _Side]
 _Word = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^\S(.*\S)?$")]
 _Step = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+Normalisation = Literal[
+    "ct", "zscore", "zscore_nonzero", "zscore_mask", "rescale_01", "rgb_01", "none"
+]
+Order = Literal[0, 1, 3]
 
 
 class _Frozen(BaseModel):
@@ -62,10 +66,13 @@ class ChannelPlan(_Frozen):
     ``ct``: clip to [clip_low, clip_high], subtract ``mean``, divide by ``std`` (all HU, from
     the training foreground). ``zscore``: mean and standard deviation of the scan itself.
     ``zscore_nonzero``: the same over voxels that are not 0; zeros stay 0.
+    ``zscore_mask``: the same inside the region where any channel is not 0, its holes filled;
+    voxels outside it stay as they are.
+    ``rescale_01``: least value to 0, greatest to 1. ``rgb_01``: 0-255 to 0-1. ``none``: as read.
     """
 
     name: str
-    normalisation: Literal["ct", "zscore", "zscore_nonzero"]
+    normalisation: Normalisation
     clip_low: float | None = None
     clip_high: float | None = None
     mean: float | None = None
@@ -85,11 +92,20 @@ class NetworkPlan(_Frozen):
     name: str = "unet"
     spatial_dims: Literal[2, 3]
     in_channels: int = Field(ge=1)
-    classes: int = Field(ge=2, description="Labels and background.")
+    classes: int = Field(ge=1, description="Labels and background; with regions the regions.")
     features: tuple[_Side, ...] = Field(min_length=2, description="Channels of each stage.")
     strides: tuple[_Sides, ...] = Field(description="Step into each stage; (1, 1, 1) first.")
     kernels: tuple[_Sides, ...] = Field(description="Kernel of each stage; sides are odd.")
     convolutions: int = Field(default=2, ge=1, description="Convolutions per stage.")
+    encoder_convolutions: tuple[_Side, ...] = Field(
+        default=(),
+        description="Convolutions (residual_unet: blocks) of each encoder stage, finest first; "
+        "empty takes ``convolutions`` for all.",
+    )
+    decoder_convolutions: tuple[_Side, ...] = Field(
+        default=(),
+        description="The same of each decoder stage, finest first; one fewer than the encoder.",
+    )
     deep_supervision: bool = True
 
     @model_validator(mode="after")
@@ -100,7 +116,22 @@ class NetworkPlan(_Frozen):
             raise ValueError(f"the first stride must be (1, 1, 1), not {self.strides[0]}")
         if any(side % 2 == 0 for kernel in self.kernels for side in kernel):
             raise ValueError(f"kernels must be odd, not {self.kernels}")
+        stages = len(self.features)
+        if len(self.encoder_convolutions) not in (0, stages):
+            raise ValueError(f"encoder_convolutions needs {stages} entries or none")
+        if len(self.decoder_convolutions) not in (0, stages - 1):
+            raise ValueError(f"decoder_convolutions needs {stages - 1} entries or none")
         return self
+
+    @property
+    def encoder_counts(self) -> tuple[int, ...]:
+        """Convolutions of each encoder stage, finest first."""
+        return self.encoder_convolutions or (self.convolutions,) * len(self.features)
+
+    @property
+    def decoder_counts(self) -> tuple[int, ...]:
+        """Convolutions of each decoder stage, finest first."""
+        return self.decoder_convolutions or (self.convolutions,) * (len(self.features) - 1)
 
     @property
     def divisor(self) -> Triple:
@@ -137,12 +168,53 @@ class TrainingPlan(_Frozen):
     augmentation: AugmentationPlan = AugmentationPlan()
 
 
+class AxisResampling(_Frozen):
+    """Interpolation between the scan's grid and the working grid.
+
+    ``order``: 0 nearest, 1 linear, 3 cubic B-spline (through the samples, clipped to their
+    range). ``separate``: whether the coarsest axis is resampled by itself with
+    ``coarse_order`` after the two others; ``auto`` does so where either grid is anisotropic
+    and exactly one axis is coarsest.
+    """
+
+    order: Order = 1
+    coarse_order: Order = 0
+    separate: Literal["never", "auto", "always"] = "never"
+
+
+class ResamplingPlan(_Frozen):
+    """How images, training masks (or labels of an earlier stage) and logits are resampled."""
+
+    image: AxisResampling = AxisResampling()
+    labels: AxisResampling = AxisResampling()
+    logits: AxisResampling = AxisResampling()
+    anisotropy: float = Field(
+        default=3.0, ge=1, description="Coarsest over finest spacing above which it is 'auto'."
+    )
+    rounding: Literal["half_up", "half_even"] = Field(
+        default="half_up", description="Number of voxels where the spacing gives n + 1/2."
+    )
+    label_rule: Literal["vote", "half"] = Field(
+        default="vote",
+        description="vote: the label with the largest weight; half: one of at least 1/2, "
+        "the highest value at a tie, else background.",
+    )
+
+
 class InferencePlan(_Frozen):
     """How a whole scan is covered by patches."""
 
     step: float = Field(default=0.5, gt=0, le=1, description="Step as a share of the patch.")
+    gaussian: bool = Field(default=True, description="Weigh a patch's centre more than its rim.")
     gaussian_sigma: float = Field(default=0.125, gt=0, description="As a share of the patch.")
+    gaussian_floor: float = Field(default=1e-3, ge=0, lt=1, description="The least weight.")
+    gaussian_centre: Literal["middle", "voxel"] = Field(
+        default="middle", description="voxel: at index side // 2, also where a side is even."
+    )
     mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
+    left_right_pairs: tuple[tuple[str, str], ...] = Field(
+        default=(), description="Labels exchanged in views mirrored along left-right."
+    )
 
 
 class PostprocessStep(_Frozen):
@@ -166,11 +238,31 @@ class Plan(_Frozen):
         description="Words of contrast or kernel (portal, B30f) by which --series auto prefers "
         "DICOM series; set by hand, since masks do not tell them.",
     )
-    spacing_mm: tuple[_Step, _Step, _Step] = Field(
-        description="Working grid along RAS axes; null keeps the scan's."
+    orientation: Literal["ras", "stored"] = Field(
+        default="ras", description="ras: axes are turned towards RAS+; stored: as in the file."
     )
+    axis_order: Triple = Field(
+        default=(0, 1, 2),
+        description="For each working axis, which axis it is after orientation; spacing_mm, "
+        "patch_size, network and mirror_axes are in this order.",
+    )
+    crop: Literal["none", "nonzero"] = Field(
+        default="none", description="nonzero: to the box of voxels that are not 0 anywhere."
+    )
+    spacing_mm: tuple[_Step, _Step, _Step] = Field(
+        description="Working grid along the working axes; null keeps the scan's."
+    )
+    resampling: ResamplingPlan = ResamplingPlan()
     patch_size: _Sides
     network: NetworkPlan
+    activation: Literal["softmax", "regions"] = Field(
+        default="softmax",
+        description="regions: channel n, where above 0, is painted with the n-th label's value, "
+        "later over earlier.",
+    )
+    cascade_labels: int = Field(
+        default=0, ge=0, description="Labels of an earlier stage, one-hot after the channels."
+    )
     training: TrainingPlan
     inference: InferencePlan = InferencePlan()
     postprocess: tuple[PostprocessStep, ...] = ()
@@ -181,15 +273,24 @@ class Plan(_Frozen):
         divisor = self.network.divisor
         if any(side % step for side, step in zip(self.patch_size, divisor, strict=True)):
             raise ValueError(f"patch_size {self.patch_size} must be a multiple of {divisor}")
-        if self.network.classes != len(self.labels) + 1:
-            raise ValueError(f"network.classes must be {len(self.labels) + 1}")
-        if self.network.in_channels != len(self.channels):
-            raise ValueError(f"network.in_channels must be {len(self.channels)}")
+        classes = len(self.labels) + (self.activation == "softmax")
+        if self.network.classes != classes:
+            raise ValueError(f"network.classes must be {classes}")
+        channels = len(self.channels) + self.cascade_labels
+        if self.network.in_channels != channels:
+            raise ValueError(f"network.in_channels must be {channels}")
+        if sorted(self.axis_order) != [0, 1, 2]:
+            raise ValueError(f"axis_order must hold 0, 1 and 2, not {self.axis_order}")
         if self.network.spatial_dims == 2 and self.patch_size[2] != 1:
             raise ValueError("a 2D network needs a patch of (I, J, 1)")
-        strange = {step.label for step in self.postprocess} - set(self.labels.names)
-        if strange:
-            raise ValueError(f"postprocess names unknown labels: {', '.join(sorted(strange))}")
+        pairs = {name for pair in self.inference.left_right_pairs for name in pair}
+        for key, names in (
+            ("postprocess", {step.label for step in self.postprocess}),
+            ("inference.left_right_pairs", pairs),
+        ):
+            strange = names - set(self.labels.names)
+            if strange:
+                raise ValueError(f"{key} names unknown labels: {', '.join(sorted(strange))}")
         return self
 
     def to_json(self) -> str:
