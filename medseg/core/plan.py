@@ -194,11 +194,6 @@ class ResamplingPlan(_Frozen):
     rounding: Literal["half_up", "half_even"] = Field(
         default="half_up", description="Number of voxels where the spacing gives n + 1/2."
     )
-    label_rule: Literal["vote", "half"] = Field(
-        default="vote",
-        description="vote: the label with the largest weight; half: one of at least 1/2, "
-        "the highest value at a tie, else background.",
-    )
 
 
 class InferencePlan(_Frozen):

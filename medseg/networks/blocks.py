@@ -22,8 +22,16 @@ def upsampling(dims: int, channels_in: int, channels_out: int, *, stride: Sides)
     return kind(channels_in, channels_out, stride, stride)  # type: ignore[arg-type]
 
 
+def normalisation(dims: int, channels: int) -> nn.Module:
+    """Instance norm with a learned scale and shift."""
+    kind = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d
+    return kind(channels, affine=True)
+
+
 class ConvNormAct(nn.Module):
     """Convolution, instance norm, leaky ReLU: (N, C, ...) to (N, channels_out, ...).
+
+    ``activated=False`` leaves out the last.
 
     Source: the block of nnU-Net (Isensee et al., Nature Methods 18, 2021).
     """
@@ -36,14 +44,14 @@ class ConvNormAct(nn.Module):
         *,
         kernel: Sides,
         stride: Sides | None = None,
+        activated: bool = True,
     ) -> None:
         super().__init__()
-        norm = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d
         self.convolution = convolution(
             dims, channels_in, channels_out, kernel=kernel, stride=stride
         )
-        self.norm = norm(channels_out, affine=True)
-        self.activation = nn.LeakyReLU(0.01, inplace=True)
+        self.norm = normalisation(dims, channels_out)
+        self.activation = nn.LeakyReLU(0.01, inplace=True) if activated else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.activation(self.norm(self.convolution(x)))

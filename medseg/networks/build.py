@@ -9,9 +9,13 @@ from torch import nn
 
 from medseg.core.errors import SettingsError
 from medseg.core.plan import NetworkPlan
+from medseg.networks.residual_unet import ResidualUNet
 from medseg.networks.unet import UNet
 
-NETWORKS: dict[str, Callable[[NetworkPlan], nn.Module]] = {"unet": UNet}
+NETWORKS: dict[str, Callable[[NetworkPlan], nn.Module]] = {
+    "unet": UNet,
+    "residual_unet": ResidualUNet,
+}
 
 
 def check_network(name: str) -> None:

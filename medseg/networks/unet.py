@@ -2,82 +2,29 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from medseg.core.plan import NetworkPlan
-from medseg.networks.blocks import convolution, initialise, stage, upsampling
+from medseg.networks.blocks import stage
+from medseg.networks.encoder_decoder import EncoderDecoder
 
 
-class UNet(nn.Module):
+class UNet(EncoderDecoder):
     """U-Net with strided convolutions down and transposed convolutions up.
 
-    Contract: the input is (N, C, I, J, K) with sides that are multiples of
-    ``plan.divisor``; a 2D network takes (N, C, I, J, 1). In evaluation mode the output is
-    (N, classes, I, J, K) logits. In training mode with deep supervision it is a list:
-    full resolution first, then each coarser decoder stage but the coarsest.
+    Contract: that of :class:`EncoderDecoder`.
 
     Source: Ronneberger et al., MICCAI 2015; Cicek et al., MICCAI 2016; norm, activation and
     deep supervision as in Isensee et al., Nature Methods 18, 2021.
     """
 
     def __init__(self, plan: NetworkPlan) -> None:
-        super().__init__()
-        dims, features = plan.spatial_dims, plan.features
-        self.flat = dims == 2
-        self.deep_supervision = plan.deep_supervision
-        strides = [stride[:dims] for stride in plan.strides]
-        kernels = [kernel[:dims] for kernel in plan.kernels]
-        self.down = nn.ModuleList()
-        channels = plan.in_channels
-        for width, stride, kernel in zip(features, strides, kernels, strict=True):
-            self.down.append(
-                stage(dims, channels, width, kernel=kernel, stride=stride, count=plan.convolutions)
-            )
-            channels = width
-        self.up = nn.ModuleList()
-        self.merge = nn.ModuleList()
-        self.heads = nn.ModuleList()
-        for level in range(len(features) - 2, -1, -1):
-            self.up.append(
-                upsampling(dims, features[level + 1], features[level], stride=strides[level + 1])
-            )
-            self.merge.append(
-                stage(
-                    dims,
-                    2 * features[level],
-                    features[level],
-                    kernel=kernels[level],
-                    stride=(1,) * dims,
-                    count=plan.convolutions,
-                )
-            )
-            # The coarsest decoder stage gets no head: at its size small organs are gone.
-            supervised = plan.deep_supervision and 0 < level < max(1, len(features) - 2)
-            if level == 0 or supervised:
-                head = convolution(dims, features[level], plan.classes, kernel=(1,) * dims)
-                self.heads.append(head)
-            else:
-                self.heads.append(nn.Identity())
-        self.apply(initialise)
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        if self.flat:
-            x = x.squeeze(-1)
-        skips = []
-        for step in self.down:
-            x = step(x)
-            skips.append(x)
-        outputs = []
-        for up, merge, head, skip in zip(
-            self.up, self.merge, self.heads, reversed(skips[:-1]), strict=True
+        dims, channels = plan.spatial_dims, plan.in_channels
+        down = nn.ModuleList()
+        for width, stride, kernel, count in zip(
+            plan.features, plan.strides, plan.kernels, plan.encoder_counts, strict=True
         ):
-            x = merge(torch.cat((up(x), skip), dim=1))
-            full = merge is self.merge[-1]
-            if full or (self.training and not isinstance(head, nn.Identity)):
-                outputs.append(head(x))
-        outputs = [y.unsqueeze(-1) for y in reversed(outputs)] if self.flat else outputs[::-1]
-        if self.training and self.deep_supervision:
-            return outputs
-        finest: Tensor = outputs[0]
-        return finest
+            sides, step = kernel[:dims], stride[:dims]
+            down.append(stage(dims, channels, width, kernel=sides, stride=step, count=count))
+            channels = width
+        super().__init__(plan, down)

@@ -54,11 +54,20 @@ def test_divisor_is_the_product_of_the_strides() -> None:
         ({"network": network(in_channels=2)}, "in_channels must be 1"),
         ({"network": network(spatial_dims=2, strides=((1, 1, 1), (2, 2, 1), (2, 2, 1)))}, "2D"),
         ({"spacing": 1}, "Extra inputs"),
+        ({"axis_order": (0, 1, 1)}, "axis_order must hold 0, 1 and 2"),
+        ({"activation": "regions"}, "network.classes must be 2"),
+        ({"cascade_labels": 2}, "in_channels must be 3"),
+        ({"inference": {"left_right_pairs": (("liver", "kidney"),)}}, "unknown labels: kidney"),
     ],
 )
 def test_plans_that_do_not_fit(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
         plan(**changes)
+
+
+def test_regions_have_no_channel_for_background_and_a_cascade_has_channels_for_labels() -> None:
+    assert plan(activation="regions", network=network(classes=2)).network.classes == 2
+    assert plan(cascade_labels=2, network=network(in_channels=3)).cascade_labels == 2
 
 
 def test_stages_and_ct_need_all_their_parts() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from medseg.core.errors import SettingsError
 from medseg.core.plan import NetworkPlan
 from medseg.networks.build import NETWORKS, build_network
+from medseg.networks.residual_unet import ResidualBlock
 from tests.models import small_plan
 
 DEEP = NetworkPlan(
@@ -62,3 +64,40 @@ def test_the_seed_decides_the_weights_and_leaves_torchs_own_chance_alone() -> No
 def test_unknown_name() -> None:
     with pytest.raises(SettingsError, match="expected one of"):
         build_network(DEEP.model_copy(update={"name": "vnet"}))
+
+
+def test_each_stage_has_its_own_count_of_convolutions() -> None:
+    plan = DEEP.model_copy(
+        update={"encoder_convolutions": (1, 2, 3, 1), "decoder_convolutions": (2, 1, 3)}
+    )
+    for name in ("unet", "residual_unet"):
+        network = build_network(plan.model_copy(update={"name": name}), seed=0)
+        stem = 1 if name == "residual_unet" else 0
+        assert [len(step) for step in network.down] == [1 + stem, 2, 3, 1]  # type: ignore
+        # The way up starts at the coarsest stage, the plan at the finest.
+        assert [len(step) for step in network.merge] == [3, 1, 2]  # type: ignore
+
+
+def test_a_residual_block_by_hand() -> None:
+    # Convolutions that pass a channel on, norms that do nothing: the block is x + x at every
+    # second voxel of the main path, and the mean of each 2x2x2 cube in the shortcut.
+    block = ResidualBlock(3, 1, 1, kernel=(1, 1, 1), stride=(2, 2, 2)).eval()
+    block.first.norm = block.second.norm = torch.nn.Identity()
+    for convolution in (block.first.convolution, block.second.convolution):
+        torch.nn.init.ones_(convolution.weight)
+        torch.nn.init.zeros_(convolution.bias)
+    x = torch.arange(4 * 2 * 6.0).reshape(1, 1, 4, 2, 6)
+    mean = x.unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 2, 2).mean(dim=(-3, -2, -1))
+    assert torch.allclose(block(x), x[..., ::2, ::2, ::2] + mean)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"encoder_convolutions": (2, 2)}, "encoder_convolutions needs 4 entries"),
+        ({"decoder_convolutions": (2, 2, 2, 2)}, "decoder_convolutions needs 3 entries"),
+    ],
+)
+def test_counts_that_do_not_fit_the_stages(changes: dict[str, object], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        NetworkPlan.model_validate({**DEEP.model_dump(), **changes})
