@@ -1,0 +1,221 @@
+"""Post-processing of masks above memory: slab by slab, equal to the mask as a whole.
+
+Regions are numbered within each slab; those that touch across a seam are joined in a table
+afterwards. Memory is bounded by a slab and a few numbers per region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from medseg.core.errors import InputError
+from medseg.core.labels import LabelSet
+from medseg.core.plan import PostprocessStep
+from medseg.io.scratch import ScratchArray
+from medseg.postprocess.components import label_components
+
+# Labelling takes about 16 bytes for each voxel of a slab.
+_SLAB_VOXELS = 1 << 23
+_REACH = {6: 0, 18: 1, 26: 2}
+
+
+def apply_chain_by_slab(
+    mask: ScratchArray, steps: tuple[PostprocessStep, ...], labels: LabelSet
+) -> None:
+    """Apply post-processing steps to a mask on the disk, in place.
+
+    The result is that of ``chain.apply_chain`` on the whole mask.
+
+    Args:
+        mask: (I, J, K) mask values (not class indices).
+        steps: What to do, in order. Labels are named as in ``labels``.
+        labels: What the values mean.
+
+    Raises:
+        LabelError: A step names a label that is not in the set.
+        InputError: A step cannot be done by slab.
+        OutputError: The disk is full.
+    """
+    for (kind, connectivity), group in groupby(steps, key=lambda s: (s.step, s.connectivity)):
+        if kind != "largest":
+            raise InputError(
+                f"post-processing step '{kind}'",
+                expected="steps that work by slab (largest)",
+                got=f"'{kind}' for a mask above memory",
+                cure="Allow more memory, or take the step out of the plan.",
+            )
+        values = [labels.named(step.label).value for step in group]
+        keep_largest_by_slab(mask, values, connectivity=connectivity)
+
+
+def keep_largest_by_slab(
+    mask: ScratchArray, values: Sequence[int], *, connectivity: int = 26, depth: int | None = None
+) -> None:
+    """Keep only the largest connected region of each given label, in place.
+
+    The result is that of ``components.keep_largest`` on the whole mask, ties included.
+
+    Args:
+        mask: (I, J, K) unsigned integers, 0 is background.
+        values: The labels to clean; other labels stay as they are.
+        connectivity: 6, 18 or 26, see ``components.label_components``.
+        depth: Planes of a slab, along the slowest axis of the file; None takes what makes
+            about 100 MB of memory.
+
+    Raises:
+        InputError: The connectivity is another.
+        OutputError: The disk is full.
+    """
+    slabs = _Slabs(mask, values, connectivity, depth)
+    table = _regions(slabs)
+    drop = np.zeros(table.region_of.size, dtype=np.bool_)
+    for value in set(values):
+        own = np.flatnonzero(table.value_of == value)
+        if own.size == 0:
+            continue
+        largest = own[table.size_of[own] == table.size_of[own].max()]
+        kept = largest[0] if largest.size == 1 else _first_of(slabs, table, largest)
+        drop |= (table.value_of[table.region_of] == value) & (table.region_of != kept)
+    for number, (start, stop) in enumerate(zip(table.starts, table.starts[1:], strict=False)):
+        dropped = np.concatenate([[False], drop[start:stop]])
+        if dropped.any():
+            voxels, parts, _ = slabs.labelled(number)
+            mask.write(slabs.box(number), np.where(dropped[parts], voxels.dtype.type(0), voxels))
+
+
+@dataclass(frozen=True)
+class _Slabs:
+    """A mask cut along the slowest axis of its file, and the regions of each slab."""
+
+    mask: ScratchArray
+    values: Sequence[int]
+    connectivity: int
+    depth: int | None
+
+    @property
+    def axis(self) -> int:
+        return self.mask.order[0]
+
+    def starts(self) -> range:
+        count = self.mask.shape[self.axis]
+        plane = max(1, int(np.prod(self.mask.shape)) // count)
+        return range(0, count, self.depth or max(1, _SLAB_VOXELS // plane))
+
+    def box(self, number: int) -> tuple[slice, slice, slice]:
+        starts, box = self.starts(), [slice(None)] * 3
+        box[self.axis] = slice(starts[number], min(starts[number] + starts.step, starts.stop))
+        return box[0], box[1], box[2]
+
+    def labelled(self, number: int) -> tuple[NDArray[Any], NDArray[Any], int]:
+        """Voxels of a slab, its regions of the wanted labels (0 elsewhere), how many."""
+        voxels = self.mask.read(self.box(number))
+        wanted = np.zeros(int(np.iinfo(voxels.dtype).max) + 1, dtype=voxels.dtype)
+        wanted[list(self.values)] = self.values
+        parts, count = label_components(wanted[voxels], self.connectivity)
+        return voxels, parts, count
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Parts (regions within a slab, counted through all slabs) and what they join to.
+
+    Attributes:
+        starts: The first part of each slab, and at the end the number of all.
+        region_of: The region of each part.
+        size_of: Voxels of each region.
+        value_of: Label of each region.
+    """
+
+    starts: list[int]
+    region_of: NDArray[np.int32]
+    size_of: NDArray[np.int64]
+    value_of: NDArray[Any]
+
+
+def _regions(slabs: _Slabs) -> _Table:
+    """Number the regions of the whole mask."""
+    starts, sizes, labels, seams = [0], [], [], []
+    below: tuple[NDArray[Any], NDArray[Any]] | None = None
+    for number in range(len(slabs.starts())):
+        voxels, parts, count = slabs.labelled(number)
+        sizes.append(np.bincount(parts.ravel(order="K"), minlength=count + 1)[1:])
+        value_of = np.zeros(count + 1, dtype=voxels.dtype)
+        value_of[parts] = voxels
+        labels.append(value_of[1:])
+        first, last = (np.take(parts, end, axis=slabs.axis) for end in (0, -1))
+        if below is not None:
+            pairs = _touching(below[0], first, value_of[first], below[1], slabs.connectivity)
+            seams.append(pairs + np.array([[starts[-2] - 1], [starts[-1] - 1]]))
+        below = last, value_of[last]
+        starts.append(starts[-1] + count)
+    total = starts[-1]
+    edges = np.concatenate([np.zeros((2, 0), dtype=np.int64), *seams], axis=1)
+    graph = coo_array((np.ones(edges.shape[1], np.bool_), (edges[0], edges[1])), (total, total))
+    count, region_of = connected_components(graph, directed=False) if total else (0, np.zeros(0))
+    region_of = region_of.astype(np.int32)
+    value_of = np.zeros(count, dtype=slabs.mask.dtype)
+    value_of[region_of] = np.concatenate(labels)
+    # Sums of whole numbers in float64 are exact below 2^53.
+    size_of = np.bincount(region_of, weights=np.concatenate(sizes), minlength=count)
+    return _Table(starts, region_of, size_of.astype(np.int64), value_of)
+
+
+def _touching(
+    below: NDArray[Any],
+    above: NDArray[Any],
+    value_above: NDArray[Any],
+    value_below: NDArray[Any],
+    connectivity: int,
+) -> NDArray[np.int64]:
+    """(2, N) parts of two planes that lie on each other and have one label."""
+    found = []
+    for shift in _shifts(connectivity):
+        lower, upper = _overlap(below.shape, shift)
+        same = (value_below[lower] == value_above[upper]) & (below[lower] > 0)
+        pairs = np.stack([below[lower][same], above[upper][same]]).astype(np.int64)
+        found.append(np.unique(pairs, axis=1))
+    return np.unique(np.concatenate(found, axis=1), axis=1)
+
+
+def _shifts(connectivity: int) -> Iterator[tuple[int, int]]:
+    """Within a plane, how far neighbours in the next plane may lie aside."""
+    for first, second in product((-1, 0, 1), repeat=2):
+        if abs(first) + abs(second) <= _REACH[connectivity]:
+            yield first, second
+
+
+def _overlap(
+    shape: tuple[int, ...], shift: tuple[int, int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where a plane and the same plane moved by ``shift`` cover each other."""
+    lower = tuple(slice(max(0, -s), side - max(0, s)) for s, side in zip(shift, shape, strict=True))
+    upper = tuple(slice(max(0, s), side - max(0, -s)) for s, side in zip(shift, shape, strict=True))
+    return lower, upper
+
+
+def _first_of(slabs: _Slabs, table: _Table, candidates: NDArray[np.intp]) -> int:
+    """The candidate region that holds the first voxel in (i, j, k) order."""
+    wanted = np.zeros(table.size_of.size, dtype=np.bool_)
+    wanted[candidates] = True
+    best, winner = None, int(candidates[0])
+    for number in range(len(slabs.starts())):
+        regions = table.region_of[table.starts[number] : table.starts[number + 1]]
+        if not wanted[regions].any():
+            continue
+        _, parts, _ = slabs.labelled(number)
+        lit = np.concatenate([[False], wanted[regions]])[parts]
+        first = np.unravel_index(int(np.argmax(lit.ravel(order="C"))), lit.shape)
+        place = [int(at) for at in first]
+        region = int(regions[parts[first] - 1])
+        place[slabs.axis] += slabs.starts()[number]
+        if best is None or place < best:
+            best, winner = place, region
+    return winner
