@@ -16,7 +16,7 @@ from medseg.core.plan import Plan
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.inference.device import choose_device
-from medseg.inference.predictor import Grid, Predictor
+from medseg.inference.predictor import Predictor
 from medseg.io.itk import to_sitk
 from medseg.io.nifti_mask import to_nibabel
 from medseg.package.package import load_package
@@ -132,9 +132,9 @@ class Model:
             MedsegError: The scan cannot be read or does not fit the model.
         """
         segment.expected_labels(self.plan, labels)
-        wanted = segment.wanted_grid(source, grid)
-        scan = scan or segment.read(source, self.plan)
-        return self._predict_scan(scan, source, labels, grid=wanted)
+        prepared = self.prepare(source, grid=grid, scan=scan)
+        hashes = segment.input_hashes(source, self.plan)
+        return self.finish(self.infer(prepared), prepared, labels=labels, input_sha256=hashes)
 
     def predict_many(
         self,
@@ -158,20 +158,39 @@ class Model:
 
         with closing(read_ahead(sources, read)) as readings:
             for source, reading in readings:
-                wanted = segment.wanted_grid(source, grid)
-                yield self._predict_scan(reading.result(), source, labels, grid=wanted)
+                yield self.predict(source, labels=labels, grid=grid, scan=reading.result())
 
-    def _predict_scan(
-        self, scan: Scan, source: ScanLike, labels: str | Sequence[str] | None, *, grid: Grid
+    def prepare(
+        self, source: ScanLike, *, grid: str = "auto", scan: Scan | None = None
+    ) -> segment.Prepared:
+        """The first part of :meth:`predict`: all that comes before the network.
+
+        Raises:
+            MedsegError: The scan cannot be read or does not fit the model.
+        """
+        wanted = segment.wanted_grid(source, grid)
+        scan = scan or segment.read(source, self.plan)
+        return segment.prepare(scan, self.plan, grid=wanted)
+
+    def infer(self, prepared: segment.Prepared) -> NDArray[Any]:
+        """The second part: class indices (I, J, K) by the network."""
+        return segment.infer(prepared, self._predictor)
+
+    def finish(
+        self,
+        classes: NDArray[Any],
+        prepared: segment.Prepared,
+        *,
+        labels: str | Sequence[str] | None = None,
+        input_sha256: Sequence[str] = (),
     ) -> Result:
-        hashes = segment.input_hashes(source, self.plan)
-        provenance = segment.provenance_of(self._predictor, self.sha256, input_sha256=hashes)
-        classes, geometry = segment.segment(scan, self._predictor, grid=grid)
-        slices = scan.slices if grid == "source" else None
+        """The last part: mask values, post-processing, provenance."""
+        slices = prepared.scan.slices if prepared.grid == "source" else None
+        provenance = segment.provenance_of(self._predictor, self.sha256, input_sha256=input_sha256)
         return Result(
             segment.finish(
-                classes, scan, self.plan, geometry=geometry, slices=slices, labels=labels,
-                provenance=provenance,
+                classes, prepared.scan, self.plan, geometry=prepared.record.target,
+                slices=slices, labels=labels, provenance=provenance,
             )
         )  # fmt: skip
 

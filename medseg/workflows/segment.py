@@ -6,8 +6,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -30,7 +31,11 @@ from medseg.io.nifti import scan_from_nibabel
 from medseg.io.nifti_scan import write_nifti_scan
 from medseg.postprocess.chain import apply_chain
 from medseg.transforms.load import LoadScan
-from medseg.transforms.preprocess import MakeRegular
+from medseg.transforms.preprocess import MakeRegular, RestoreRecord, preprocess_scan
+from medseg.transforms.restore import restore_classes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GRIDS = ("auto", "own", "regular", "source")
 _log = logging.getLogger(__name__)
@@ -77,14 +82,29 @@ def read(source: ScanLike, plan: Plan) -> Scan:
     return scan
 
 
-def segment(
-    scan: Scan, predictor: Predictor, *, grid: Grid = "own"
-) -> tuple[NDArray[Any], Geometry]:
-    """Step 2: class indices (I, J, K), and the grid that they lie on.
+@dataclass(frozen=True)
+class Prepared:
+    """A scan as the network takes it.
+
+    Attributes:
+        scan: From step 1; its voxels may be gone.
+        voxels: (C, I, J, K) float32 on the plan's grid.
+        record: The way back to the grid of the result.
+        grid: Which grid that is, from :func:`wanted_grid`.
+    """
+
+    scan: Scan
+    voxels: Tensor
+    record: RestoreRecord
+    grid: Grid = "own"
+
+
+def prepare(scan: Scan, plan: Plan, *, grid: Grid = "own") -> Prepared:
+    """Step 2, first half: what needs no network.
 
     Args:
         scan: From step 1.
-        predictor: The model.
+        plan: Of the model.
         grid: From :func:`wanted_grid`. ``"regular"``: of a scan whose axes are not at right
             angles (gantry tilt), the grid that covers it at right angles; ``"source"``: of one
             whose slices lie at uneven distances, a plane per original slice; else all lie on
@@ -93,8 +113,8 @@ def segment(
     Raises:
         InputError: The model is 3D and the scan is a single slice.
     """
-    flat_model = predictor.plan.network.spatial_dims == 2
-    if not flat_model and scan.geometry.shape[2] == 1 and min(predictor.plan.patch_size) > 1:
+    flat_model = plan.network.spatial_dims == 2
+    if not flat_model and scan.geometry.shape[2] == 1 and min(plan.patch_size) > 1:
         raise InputError(
             scan.source,
             expected="a volume (the model is 3D)",
@@ -112,7 +132,29 @@ def segment(
             "%.1f mm; the JSON file beside it tells the place of each", scan.source,
             scan.slices.header_error_mm,
         )  # fmt: skip
-    return predictor.segment(scan, grid=grid)
+    voxels, record = preprocess_scan(scan, plan)
+    if grid == "regular" and not scan.geometry.is_regular:
+        record = record.onto_cover()
+    elif grid == "source" and scan.slices is not None:
+        record = record.onto_slices(scan.slices)
+    return Prepared(scan, voxels, record, grid)
+
+
+def infer(prepared: Prepared, predictor: Predictor) -> NDArray[Any]:
+    """Step 2, second half: class indices (I, J, K) on ``prepared.record.target``."""
+    return restore_classes(predictor.logits(prepared.voxels), prepared.record)
+
+
+def segment(
+    scan: Scan, predictor: Predictor, *, grid: Grid = "own"
+) -> tuple[NDArray[Any], Geometry]:
+    """Step 2 as a whole: class indices (I, J, K), and the grid that they lie on.
+
+    Raises:
+        InputError: As :func:`prepare`.
+    """
+    prepared = prepare(scan, predictor.plan, grid=grid)
+    return infer(prepared, predictor), prepared.record.target
 
 
 def finish(
