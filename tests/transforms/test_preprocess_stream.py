@@ -1,0 +1,129 @@
+"""Slab by slab and as a whole: the same preprocessed scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from medseg.core.errors import FileError, InputError
+from medseg.core.geometry import ALL_ORIENTATIONS, Geometry
+from medseg.core.plan import edited
+from medseg.core.scan import Scan
+from medseg.io.formats import read_scan
+from medseg.transforms import preprocess_stream
+from medseg.transforms.preprocess import preprocess_scan
+from medseg.transforms.preprocess_stream import (
+    Moments,
+    stream_preprocessed,
+    survey_scan,
+    why_not_streamed,
+)
+from tests.models import small_plan
+from tests.phantoms import lopsided_geometry, oblique_affine
+
+CT = {"normalisation": "ct", "clip_low": -50.0, "clip_high": 150.0, "mean": 30.0, "std": 40.0}
+
+
+class Sink:
+    """Takes planes into a tensor; each only once."""
+
+    def __init__(self, shape: tuple[int, int, int, int], axis: int) -> None:
+        self.voxels, self.axis = torch.full(shape, torch.nan), axis + 1
+
+    def write(self, start: int, planes: Tensor) -> None:
+        place = self.voxels.narrow(self.axis, start, planes.shape[self.axis])
+        assert bool(place.isnan().all())
+        place.copy_(planes)
+
+
+def streamed(scan: Scan, plan: Any) -> tuple[Tensor, Any]:
+    survey = survey_scan(scan, plan)
+    sink = Sink(survey.shape, survey.axis)
+    stream_preprocessed(scan, plan, survey, sink)
+    return sink.voxels, survey.record
+
+
+def plan_of(kinds: list[str], spacing: tuple[float | None, ...]) -> Any:
+    names = ("first", "second", "third")
+    channels = [
+        {"name": name, **(CT if kind == "ct" else {"normalisation": kind})}
+        for name, kind in zip(names, kinds, strict=False)
+    ]
+    plan = small_plan(channels=len(kinds), spacing_mm=spacing)
+    return edited(plan, {"channels": channels})
+
+
+@given(data=st.data())
+def test_equal_to_the_whole_scan(data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(*[st.integers(2, 14)] * 3))
+    turn = data.draw(st.sampled_from(ALL_ORIENTATIONS))
+    kinds = data.draw(
+        st.lists(st.sampled_from(["ct", "zscore", "zscore_nonzero"]), min_size=1, max_size=3)
+    )
+    sides = st.sampled_from([None, 0.7, 1.5, 2.0, 3.1, 9.0])
+    plan = plan_of(kinds, data.draw(st.tuples(sides, sides, sides)))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    voxels = rng.normal(40, 60, (len(kinds), *shape)).round().astype(np.int16)
+    voxels[:, : shape[0] // 2] = 0
+    scan = Scan.from_array(voxels, lopsided_geometry(shape).reoriented(turn).with_shape(shape))
+    with pytest.MonkeyPatch.context() as patch:
+        plane = len(kinds) * shape[0] * shape[1]
+        patch.setattr(preprocess_stream, "_SLAB_VOXELS", plane * data.draw(st.integers(1, 5)))
+        seen, record = streamed(scan, plan)
+    expected, whole = preprocess_scan(scan, plan)
+    assert (record.working, record.orientation) == (whole.working, whole.orientation)
+    torch.testing.assert_close(seen, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("turn", ALL_ORIENTATIONS[::7])
+def test_equal_from_a_file(tmp_path: Path, turn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocess_stream, "_SLAB_VOXELS", 1)
+    voxels = np.random.default_rng(0).integers(-900, 900, (12, 9, 7)).astype(np.int16)
+    geometry = Geometry((12, 9, 7), oblique_affine()).reoriented(turn)
+    nib.save(nib.Nifti1Image(turn.apply(voxels), geometry.affine_ras), tmp_path / "scan.nii.gz")
+    scan, plan = read_scan(tmp_path / "scan.nii.gz"), plan_of(["zscore"], (1.1, 2.7, 1.9))
+    seen, _ = streamed(scan, plan)
+    torch.testing.assert_close(seen, preprocess_scan(scan, plan)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_moments_are_numpys() -> None:
+    values = np.random.default_rng(1).normal(1e4, 3.0, 5000).astype(np.float32)
+    moments = Moments()
+    for part in np.split(values, [1, 1, 700, 4321]):
+        moments = moments.joined(torch.from_numpy(part))
+    exact = values.astype(np.float64)
+    assert moments.count == 5000
+    assert moments.mean == pytest.approx(exact.mean(), rel=1e-12)
+    assert moments.std == pytest.approx(exact.std(), rel=1e-9)
+    assert (moments.low, moments.high) == (values.min(), values.max())
+
+
+def test_what_cannot_be_streamed_is_said() -> None:
+    sheared = np.array(oblique_affine())
+    sheared[:3, 2] += 0.6 * sheared[:3, 0]
+    scan = Scan.from_array(np.zeros((9, 8, 7)), Geometry((9, 8, 7), sheared))
+    assert "right angles" in why_not_streamed(scan, small_plan())
+    with pytest.raises(InputError, match=r"right angles.*Allow more memory"):
+        survey_scan(scan, small_plan())
+    regular = Scan.from_array(np.zeros((9, 8, 7)), lopsided_geometry((9, 8, 7)))
+    assert why_not_streamed(regular, small_plan()) == ""
+    with pytest.raises(InputError, match="expected 2, got 1"):
+        survey_scan(regular, small_plan(channels=2))
+    cubic = small_plan(**{"resampling.image.order": 3})
+    assert "other than linearly" in why_not_streamed(regular, cubic)
+
+
+def test_voxels_that_are_no_numbers_are_refused() -> None:
+    voxels = np.zeros((9, 8, 7), np.float32)
+    voxels[3, 3, 5] = np.nan
+    scan = Scan.from_array(voxels, lopsided_geometry((9, 8, 7)))
+    with pytest.raises(FileError, match="1 that are NaN"):
+        survey_scan(scan, small_plan())
