@@ -9,6 +9,7 @@ their sign.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import permutations, product
 from typing import Any
 
@@ -142,16 +143,7 @@ class Geometry:
         The rotation part is found by polar decomposition, so that unequal voxel sizes do
         not tip the choice; of the six assignments the one with the largest sum wins.
         """
-        steps = self.affine_ras[:3, :3]
-        u, _, v = np.linalg.svd(steps / np.linalg.norm(steps, axis=0))
-        rotation = u @ v
-        best = max(
-            permutations(range(3)),
-            # Rounded, so that a tie (45 degrees) falls the same way whatever the last bits are.
-            key=lambda axes: round(sum(abs(rotation[world, axes[world]]) for world in range(3)), 6),
-        )
-        flips = [bool(rotation[world, axis] < 0) for world, axis in enumerate(best)]
-        return Orientation((best[0], best[1], best[2]), (flips[0], flips[1], flips[2]))
+        return _closest_to_ras(self.affine_ras[:3, :3].tobytes())
 
     @property
     def is_regular(self) -> bool:
@@ -194,6 +186,13 @@ class Geometry:
         a, b, c = (int(size) for size in shape)
         return Geometry((a, b, c), self.affine_ras @ change)
 
+    def cut(self, box: tuple[slice, slice, slice]) -> Geometry:
+        """The grid of a box of this one's voxels; start and stop of each slice are given."""
+        change = np.eye(4)
+        change[:3, 3] = [part.start for part in box]
+        a, b, c = (part.stop - part.start for part in box)
+        return Geometry((a, b, c), self.affine_ras @ change)
+
     def shape_at(self, spacing_mm: tuple[float | None, float | None, float | None]) -> Triple:
         """Number of voxels when the box is cut at a spacing; None keeps an axis as it is."""
         sizes = []
@@ -211,6 +210,8 @@ class Geometry:
         """
         if self.shape != other.shape:
             return f"shape {self.shape} against {other.shape}"
+        if np.array_equal(self.affine_ras, other.affine_ras):
+            return None
         corners = np.array(
             [[*corner, 1.0] for corner in product(*((0, size - 1) for size in self.shape))]
         )
@@ -257,3 +258,18 @@ class Geometry:
 
     def __hash__(self) -> int:
         return hash((self.shape, self.affine_ras.tobytes()))
+
+
+@lru_cache(maxsize=1024)
+def _closest_to_ras(matrix: bytes) -> Orientation:
+    """:meth:`Geometry.orientation_to_ras` of a (3, 3) float64: most scans share a few."""
+    steps = np.frombuffer(matrix, dtype=np.float64).reshape(3, 3)
+    u, _, v = np.linalg.svd(steps / np.linalg.norm(steps, axis=0))
+    rotation = u @ v
+    best = max(
+        permutations(range(3)),
+        # Rounded, so that a tie (45 degrees) falls the same way whatever the last bits are.
+        key=lambda axes: round(sum(abs(rotation[world, axes[world]]) for world in range(3)), 6),
+    )
+    flips = [bool(rotation[world, axis] < 0) for world, axis in enumerate(best)]
+    return Orientation((best[0], best[1], best[2]), (flips[0], flips[1], flips[2]))

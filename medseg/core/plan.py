@@ -195,6 +195,14 @@ class ResamplingPlan(_Frozen):
         default="half_up", description="Number of voxels where the spacing gives n + 1/2."
     )
 
+    @model_validator(mode="after")
+    def _for_labels(self) -> Self:
+        if 3 in (self.labels.order, self.labels.coarse_order):
+            raise ValueError("labels take order 0 or 1")
+        if 3 in (self.logits.order, self.logits.coarse_order):
+            raise ValueError("logits take order 0 or 1")
+        return self
+
 
 class InferencePlan(_Frozen):
     """How a whole scan is covered by patches."""

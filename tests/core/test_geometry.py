@@ -229,3 +229,12 @@ def test_with_shape_is_undone_by_itself(
     volume_mm3 = geometry.voxel_volume_mm3 * np.prod(shape)
     other = geometry.with_shape(new)
     assert np.isclose(other.voxel_volume_mm3 * np.prod(new), volume_mm3)
+
+
+def test_cut_keeps_each_voxel_in_its_place() -> None:
+    geometry = lopsided_geometry((9, 8, 7))
+    part = geometry.cut((slice(2, 7), slice(1, 8), slice(3, 4)))
+    assert part.shape == (5, 7, 1)
+    np.testing.assert_allclose(
+        part.affine_ras @ [1, 2, 0, 1], geometry.affine_ras @ [3, 3, 3, 1], atol=1e-9
+    )

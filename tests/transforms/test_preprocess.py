@@ -14,13 +14,13 @@ from medseg.core.geometry import ALL_ORIENTATIONS, Geometry
 from medseg.core.plan import ChannelPlan
 from medseg.core.scan import Scan
 from medseg.transforms.load import LoadScan, LoadScand
+from medseg.transforms.normalise import normalise
 from medseg.transforms.preprocess import (
     Eachd,
     MakeRegular,
     NormaliseChannels,
     OrientToRAS,
     RestoreRecord,
-    normalise,
     preprocess_scan,
     preprocessing,
 )
