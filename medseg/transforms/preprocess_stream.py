@@ -1,8 +1,8 @@
 """Preprocessing of scans above memory: slices in as the file has them, planes out.
 
 The result is that of ``preprocess.preprocess_scan``. What must be known of the whole scan
-first (mean and standard deviation) is found in a pass of its own; then each slab is turned,
-normalised and resampled, and its planes leave.
+first (the box to crop to, mean and standard deviation) is found in passes of their own; then
+each slab is turned, normalised and resampled, and its planes leave.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from medseg.core.errors import FileError, InputError
+from medseg.core.geometry import Orientation, Triple
 from medseg.core.plan import ChannelPlan, Plan
 from medseg.core.scan import Scan
+from medseg.transforms.normalise import Box, normalise
 from medseg.transforms.preprocess import RestoreRecord
+from medseg.transforms.resample import AxisRules, axis_rules, nearest_index, resample_image
 
 # Slabs of this many voxels: 16 MB as float32.
 _SLAB_VOXELS = 1 << 22
+# Normalised with figures of the scan itself.
+_OF_THE_SCAN = {"zscore", "zscore_nonzero", "rescale_01"}
 
 
 class PlaneSink(Protocol):
@@ -83,7 +87,7 @@ class Survey:
     @property
     def axis(self) -> int:
         """The working axis along which planes leave: that of the file's slices."""
-        return self.record.orientation.axes.index(2)
+        return _streaming_axis(self.record)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -93,22 +97,23 @@ class Survey:
 
 def why_not_streamed(scan: Scan, plan: Plan) -> str:
     """Why a scan cannot be preprocessed slab by slab; "" where it can."""
-    if not scan.geometry.is_regular:
+    if plan.orientation == "ras" and not scan.geometry.is_regular:
         return "its axes are not at right angles"
-    if plan.crop != "none":
-        return "its plan crops it"
     masked = [c.name for c in plan.channels if c.normalisation == "zscore_mask"]
     if masked:
         return f"channel '{masked[0]}' is normalised within a mask with its holes filled"
-    image, record = plan.resampling.image, RestoreRecord.of(scan.geometry, plan.spacing_mm)
-    linear = image.order == 1 and (image.separate == "never" or image.coarse_order == 1)
-    if not linear and record.working.shape != record.oriented.shape:
-        return "its plan resamples other than linearly"
+    record = RestoreRecord.for_plan(scan.geometry, plan)
+    rules, axis = _image_rules(record, plan), _streaming_axis(record)
+    resampled = [n for n in range(3) if record.working.shape[n] != record.oriented.shape[n]]
+    # A cubic axis needs all of its voxels, and clipping the range of what is not separate.
+    cubic = any(rules.orders[n] == 3 for n in (resampled if plan.crop == "none" else range(3)))
+    if cubic and (rules.orders[axis] == 3 or rules.separate != axis):
+        return "its plan resamples it with cubic splines along its slices"
     return ""
 
 
 def survey_scan(scan: Scan, plan: Plan) -> Survey:
-    """Find out what must be known of a whole scan, slab by slab, in at most one pass.
+    """Find out what must be known of a whole scan, slab by slab, in at most two passes.
 
     Raises:
         InputError: It cannot be preprocessed by slab, or has other channels than the plan.
@@ -129,14 +134,18 @@ def survey_scan(scan: Scan, plan: Plan) -> Survey:
             got=str(len(scan.channels)),
             cure="Give one image per channel in the plan's order.",
         )
+    record = RestoreRecord.for_plan(scan.geometry, plan)
+    if plan.crop == "nonzero":
+        crop = _turned_box(_nonzero_box(scan), record.orientation, scan.geometry.shape)
+        record = RestoreRecord.for_plan(scan.geometry, plan, crop=crop)
     moments = [Moments()] * len(plan.channels)
     kinds = [channel.normalisation for channel in plan.channels]
-    if set(kinds) & {"zscore", "zscore_nonzero", "rescale_01"}:
-        for _, slab in _slabs(scan):
+    if _OF_THE_SCAN & set(kinds):
+        for _, slab in _slabs(scan, record):
             for place, (voxels, kind) in enumerate(zip(slab, kinds, strict=True)):
                 counted = voxels[voxels != 0] if kind == "zscore_nonzero" else voxels
                 moments[place] = moments[place].joined(counted.reshape(-1))
-    return Survey(RestoreRecord.of(scan.geometry, plan.spacing_mm), tuple(moments))
+    return Survey(record, tuple(moments))
 
 
 def stream_preprocessed(scan: Scan, plan: Plan, survey: Survey, sink: PlaneSink) -> None:
@@ -151,32 +160,36 @@ def stream_preprocessed(scan: Scan, plan: Plan, survey: Survey, sink: PlaneSink)
 
     Raises:
         FileError: The scan cannot be read, or holds NaN or infinity.
+        InputError: Its values are not those that the plan's normalisation takes.
     """
     record, axis = survey.record, survey.axis
-    flipped = record.orientation.flips[axis]
-    across = [side for place, side in enumerate(record.working.shape) if place != axis]
-    depth = record.oriented.shape[axis]
-    planes = _Planes(depth, record.working.shape[axis], flipped)
-    for start, slab in _slabs(scan):
+    rules, flips = _image_rules(record, plan), record.orientation.flips
+    depth = _covered(record)[axis]
+    planes = _Planes(depth, record.working.shape[axis], rules.orders[axis], flipped=flips[axis])
+    for start, slab in _slabs(scan, record):
         parts = zip(slab, plan.channels, survey.moments, strict=True)
         normal = torch.stack([_normalise(*part) for part in parts])
         turned = normal.permute(0, *(source + 1 for source in record.orientation.axes))
-        turned = turned.flip([at + 1 for at in range(3) if record.orientation.flips[at]])
+        turned = turned.flip([at + 1 for at in range(3) if flips[at]])
+        thick = int(turned.shape[axis + 1])
+        shape = [thick if n == axis else record.working.shape[n] for n in range(3)]
+        within = resample_image(turned, (shape[0], shape[1], shape[2]), rules=rules)
+        at = depth - start - thick if flips[axis] else start
         # The streaming axis first, so that planes lie together: (D, C, u, v).
-        lying = _resample_planes(turned.movedim(axis + 1, 0), across)
-        at = depth - start - lying.shape[0] if flipped else start
-        for first, leaving in planes.through(at, lying):
+        for first, leaving in planes.through(at, within.movedim(axis + 1, 0)):
             sink.write(first, leaving.movedim(0, axis + 1))
 
 
 class _Planes:
-    """Linear interpolation along the axis on which slabs arrive, one plane carried over.
+    """Interpolation along the axis on which slabs arrive, one plane carried over.
 
     Half-pixel centres, edges repeated: ``resample.resample_image`` along one axis.
     """
 
-    def __init__(self, old: int, new: int, flipped: bool) -> None:
+    def __init__(self, old: int, new: int, order: int, *, flipped: bool) -> None:
         position = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
+        if order == 0:
+            position = nearest_index(old, new).astype(np.float64)
         self._below = np.floor(position).astype(np.intp)
         self._above = np.minimum(self._below + 1, old - 1)
         self._weight = (position - self._below).astype(np.float32)
@@ -206,13 +219,68 @@ class _Planes:
         self._carried = slab[:1].clone() if self._flipped else slab[-1:].clone()
 
 
-def _slabs(scan: Scan) -> Iterator[tuple[int, Tensor]]:
-    """The first slice of each slab, and the slab (C, I, J, D) float32."""
-    across, down, _ = scan.geometry.shape
+def _streaming_axis(record: RestoreRecord) -> int:
+    return record.orientation.axes.index(2)
+
+
+def _covered(record: RestoreRecord) -> Triple:
+    """Voxels of the scan, on the working axes, that the working grid covers."""
+    if record.crop is None:
+        return record.oriented.shape
+    a, b, c = (part.stop - part.start for part in record.crop)
+    return a, b, c
+
+
+def _image_rules(record: RestoreRecord, plan: Plan) -> AxisRules:
+    """How each working axis of the image is interpolated."""
+    own = record.oriented.spacing_mm
+    wanted = [step or old for step, old in zip(plan.spacing_mm, own, strict=True)]
+    return axis_rules(plan.resampling.image, own, wanted, plan.resampling.anisotropy)
+
+
+def _nonzero_box(scan: Scan) -> Box:
+    """The smallest box, on the file's axes, of voxels that any channel has not 0."""
+    ends: list[list[int]] = [[], [], []]
+    for start, slab in _slabs(scan):
+        there = (slab != 0).any(dim=0).nonzero()
+        if len(there):
+            for axis, (low, high) in enumerate(zip(*there.aminmax(dim=0), strict=True)):
+                begin = start if axis == 2 else 0
+                ends[axis] += [begin + int(low), begin + int(high) + 1]
+    if not ends[0]:
+        across, down, count = scan.geometry.shape
+        return slice(0, across), slice(0, down), slice(0, count)
+    a, b, c = (slice(min(one), max(one)) for one in ends)
+    return a, b, c
+
+
+def _turned_box(box: Box, orientation: Orientation, shape: Triple) -> Box:
+    """A box of a grid of ``shape`` on the axes that ``orientation`` turns it to."""
+    a, b, c = (
+        slice(shape[axis] - box[axis].stop, shape[axis] - box[axis].start) if flip else box[axis]
+        for axis, flip in zip(orientation.axes, orientation.flips, strict=True)
+    )
+    return a, b, c
+
+
+def _slabs(scan: Scan, record: RestoreRecord | None = None) -> Iterator[tuple[int, Tensor]]:
+    """The first slice of each slab, and the slab (C, I, J, D) float32.
+
+    With a record only what its crop leaves; slices then count from there.
+    """
+    across, down, count = scan.geometry.shape
+    box: Box = slice(0, across), slice(0, down), slice(0, count)
+    if record is not None and record.crop is not None:
+        back = record.orientation.inverse()
+        box = _turned_box(record.crop, back, record.oriented.shape)
     depth = max(1, _SLAB_VOXELS // (len(scan.channels) * across * down))
-    start = 0
-    for slab in scan.slabs(depth):
-        voxels = torch.from_numpy(np.ascontiguousarray(slab, dtype=np.float32))
+    for number, slab in enumerate(scan.slabs(depth)):
+        start = number * depth
+        inside = slice(max(box[2].start - start, 0), max(box[2].stop - start, 0))
+        part = slab[:, box[0], box[1], inside]
+        if not part.size:
+            continue
+        voxels = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
         if not bool(torch.isfinite(voxels.sum(dtype=torch.float64))):
             bad = int(voxels.numel() - torch.isfinite(voxels).sum())
             raise FileError(
@@ -221,34 +289,19 @@ def _slabs(scan: Scan) -> Iterator[tuple[int, Tensor]]:
                 got=f"{bad} that are NaN or infinite near slice {start}",
                 cure="Replace them with the background value and try again.",
             )
-        yield start, voxels
-        start += voxels.shape[-1]
+        yield start + inside.start - box[2].start, voxels
 
 
 def _normalise(voxels: Tensor, channel: ChannelPlan, moments: Moments) -> Tensor:
-    """``preprocess.normalise`` of a slab (I, J, D), with what was found in the whole scan."""
+    """``normalise.normalise`` of a slab (I, J, D), with what was found in the whole scan."""
     kind = channel.normalisation
-    if kind == "none":
-        return voxels
-    if kind == "rgb_01":
-        return voxels / 255.0
+    if kind not in _OF_THE_SCAN:
+        return normalise(voxels, channel)
     if kind == "rescale_01":
-        return (voxels - moments.low) / max(moments.high - moments.low, 1e-8)
-    if kind == "ct":
-        assert channel.mean is not None
-        assert channel.std is not None
-        clipped = voxels.clamp(channel.clip_low, channel.clip_high)
-        return (clipped - channel.mean) / max(channel.std, 1e-6)
-    # As float32, as the mean and deviation of a whole scan are taken.
+        return (voxels - moments.low) / max(moments.high - moments.low, 1e-6)
+    if not moments.count:
+        return voxels
+    # Rounded to float32 as those of a whole scan are.
     mean, std = (float(np.float32(value)) for value in (moments.mean, moments.std))
     normal = (voxels - mean) / max(std, 1e-6)
-    if kind == "zscore_nonzero":
-        return torch.where(voxels != 0, normal, voxels)
-    return normal
-
-
-def _resample_planes(planes: Tensor, shape: list[int]) -> Tensor:
-    """Linear interpolation of (D, C, u, v) within its planes."""
-    if list(planes.shape[2:]) == shape:
-        return planes
-    return interpolate(planes, size=shape, mode="bilinear", align_corners=False)
+    return torch.where(voxels != 0, normal, voxels) if kind == "zscore_nonzero" else normal
