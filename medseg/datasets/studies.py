@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from medseg.core.errors import MedsegError
 from medseg.datasets.dataset import Case
-from medseg.io.dicom_studies import study_uid_of
 from medseg.io.formats import SCAN_SUFFIXES, is_dicom_source
 
 
@@ -34,6 +33,9 @@ def _study_uid(case: Case) -> str:
     path = case.images[0]
     if path.name.lower().endswith(SCAN_SUFFIXES) and not path.is_dir():
         return ""
+    # It takes a while to load, and most scans are no DICOM.
+    from medseg.io.dicom_studies import study_uid_of
+
     try:
         return study_uid_of(path) if path.is_dir() or is_dicom_source(path) else ""
     except MedsegError:

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +26,9 @@ from medseg.datasets.dataset import Case, Dataset
 from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.io.atomic import whole_file, write_text
 from medseg.io.formats import SCAN_SUFFIXES, write_mask
+
+if TYPE_CHECKING:
+    import nibabel as nib
 
 LAYOUTS = ("msd", "nnunet", "table")
 Progress = Callable[[int, int, str], None]
@@ -232,7 +234,7 @@ class _Writer:
     def _write_scan(self, name: str, voxels: NDArray[Any], scan: Scan) -> None:
         target = self.folder / name
         with whole_file(target) as temporary:
-            nib.save(scan_to_nibabel(voxels, scan), temporary)
+            scan_to_nibabel(voxels, scan).to_filename(temporary)
         self.rewritten += 1
 
     def _write_mask(self, name: str, mask: NDArray[Any], scan: Scan) -> None:
@@ -306,6 +308,8 @@ class _Writer:
 
 def scan_to_nibabel(voxels: NDArray[Any], scan: Scan) -> nib.Nifti1Image:
     """Voxels (C, I, J, K) on a scan's grid as NIfTI: (I, J, K), or (I, J, K, C) with channels."""
+    import nibabel as nib
+
     array = np.moveaxis(voxels, 0, -1)
     array = array[..., 0] if array.shape[-1] == 1 else array
     if array.dtype in (np.int64, np.uint64):

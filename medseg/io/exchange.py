@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import nibabel as nib
 import numpy as np
 
 from medseg.core import scan as core
 from medseg.core.errors import GeometryError
 
-NiftiImage: TypeAlias = nib.Nifti1Image
+if TYPE_CHECKING:
+    import nibabel as nib
+
+    NiftiImage: TypeAlias = nib.Nifti1Image
 
 # ITK refuses directions that stray further from right angles than about this.
 _MAX_SHEAR_VOXELS = 0.1
@@ -47,6 +49,8 @@ def scan_to_nibabel(scan: core.Scan) -> NiftiImage:
     Raises:
         FileError: The voxels cannot be read.
     """
+    import nibabel as nib
+
     voxels = scan.voxels()
     array = voxels[0] if len(scan.channels) == 1 else np.moveaxis(voxels, 0, -1)
     array = array.astype(np.uint8) if array.dtype == bool else array

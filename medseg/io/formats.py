@@ -24,7 +24,7 @@ from medseg.io.itk import ITK_SUFFIXES, looks_like_itk, read_itk, write_itk_mask
 from medseg.io.mgh import MGH_SUFFIXES, looks_like_mgh, read_mgh
 from medseg.io.nifti import NIFTI_SUFFIXES, looks_like_nifti, read_nifti
 from medseg.io.nifti_mask import read_nifti_label_names, write_nifti_mask
-from medseg.io.stream import BROKEN, open_maybe_gzip
+from medseg.io.stream import BROKEN, read_head
 
 _LOG = logging.getLogger(__name__)
 
@@ -270,8 +270,7 @@ def _format_of(path: Path) -> Format:
     try:
         if path.is_dir():
             return _DICOM
-        with open_maybe_gzip(path) as stream:
-            head = stream.read(_HEAD_BYTES)
+        head = read_head(path, _HEAD_BYTES)
     except FileNotFoundError as error:
         raise FileError(str(path), expected="a scan", got="no such file") from error
     except BROKEN as error:

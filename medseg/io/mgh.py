@@ -14,9 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from medseg.core.errors import FileError, GeometryError
@@ -29,7 +27,6 @@ MGH_SUFFIXES = (".mgz", ".mgh")
 _DATA_OFFSET = 284
 _MAX_SIZE = 1 << 20
 _TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
-_BAD_HEADER = (*BROKEN, HeaderDataError)
 
 
 def looks_like_mgh(head: bytes) -> bool:
@@ -96,6 +93,8 @@ def _geometry(path: Path, head: bytes, sizes: tuple[int, ...]) -> Geometry:
             got="goodRASFlag 0",
             cure="Convert it with FreeSurfer's mri_convert, which states the place.",
         )
+    import nibabel as nib
+
     try:
         with np.errstate(invalid="ignore", over="ignore"):  # Geometry refuses what is not finite
             header = nib.freesurfer.mghformat.MGHHeader(head, check=False)
@@ -105,7 +104,7 @@ def _geometry(path: Path, head: bytes, sizes: tuple[int, ...]) -> Geometry:
         raise GeometryError(
             f"{path}: {error.what}", expected=error.expected, got=error.got, cure=error.cure
         ) from error
-    except _BAD_HEADER as error:
+    except (*BROKEN, nib.spatialimages.HeaderDataError) as error:
         raise _unreadable(path, error) from error
 
 

@@ -9,35 +9,33 @@ from __future__ import annotations
 
 import logging
 import math
-import struct
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
 from medseg.core.errors import FileError, GeometryError
 from medseg.core.geometry import Geometry, Triple
-from medseg.core.scan import NiftiForms, Scan
-from medseg.io.stream import BROKEN as BROKEN_STREAM
-from medseg.io.stream import check_promise, open_maybe_gzip, read_slabs, read_voxels
+from medseg.core.scan import Scan
+from medseg.io.nifti_header import (
+    MAGIC_OFFSET,
+    NiftiHeader,
+    forms_of,
+    header_size,
+    mm_per_unit,
+    parse_header,
+)
+from medseg.io.stream import BROKEN, check_promise, read_head, read_slabs, read_voxels
 
-Header: TypeAlias = nib.Nifti1Header
+if TYPE_CHECKING:
+    from nibabel.spatialimages import SpatialImage
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".hdr.gz")
-PLACEMENT_FIELDS = (
-    "pixdim", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
-    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units",
-)  # fmt: skip
 
 _LOG = logging.getLogger(__name__)
-BROKEN = (*BROKEN_STREAM, HeaderDataError)
-_MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
-_MAGIC_OFFSET = {348: 344, 540: 4}
 # qform and sform further apart than this, in voxels, are worth a word; float32 strays far less.
 _FORMS_APART_VOXELS = 0.1
 
@@ -46,25 +44,15 @@ _FORMS_APART_VOXELS = 0.1
 class _Stored:
     """What a header says about its voxels."""
 
-    header: Header
+    header: NiftiHeader
     geometry: Geometry
-    forms: NiftiForms
-    shape: tuple[int, ...]
     channels: int
-    offset: int
     data_path: Path
-
-
-class _Named(logging.LoggerAdapter[logging.Logger]):
-    """Puts the file in front of what nibabel says about its header."""
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, Any]:
-        return f"{(self.extra or {}).get('source')}: {msg}", kwargs
 
 
 def looks_like_nifti(head: bytes) -> bool:
     """Whether the first (decompressed) bytes, at least 348, are a NIfTI or Analyze header."""
-    return _header_size(head) is not None
+    return header_size(head) is not None
 
 
 def read_nifti(path: Path) -> Scan:
@@ -83,7 +71,7 @@ def read_nifti(path: Path) -> Scan:
         tuple(str(number) for number in range(stored.channels)),
         lambda: _load(path, stored),
         source=str(path),
-        forms=stored.forms,
+        forms=stored.header.forms,
         load_slabs=lambda cuts: _load_slabs(path, stored, cuts),
     )
 
@@ -95,14 +83,16 @@ def scan_from_nibabel(image: SpatialImage) -> Scan:
         FileError: Its voxels are no scan (RGB, complex, more than four dimensions).
         GeometryError: Its affine places the voxels nowhere.
     """
+    import nibabel as nib
+
     source = image.get_filename() or "nibabel image"
     shape = tuple(int(size) for size in image.shape)
     header = image.header
     forms, scale = None, 1.0
     affine = image.affine
     if isinstance(header, nib.Nifti1Header):
-        forms = _forms_of(header, shape)
-        scale = _mm_per_unit(header)
+        forms = forms_of(header, shape)
+        scale = mm_per_unit(header)
         affine = header.get_best_affine() if affine is None else affine
     grid, channels = _layout(shape, str(source))
     _check_type(header.get_data_dtype(), str(source))
@@ -117,36 +107,32 @@ def scan_from_nibabel(image: SpatialImage) -> Scan:
 
 
 def _inspect(path: Path) -> _Stored:
-    raw = read_header(path)
-    data_path = _data_path(path, raw)
+    block = read_header_block(path)
+    data_path = _data_path(path, block)
     try:
-        stored_shape = tuple(int(size) for size in raw.get_data_shape())
-        forms = _forms_of(raw, stored_shape)
-        header = raw.copy()
-        header.check_fix(logger=_Named(_LOG, {"source": str(path)}), error_level=40)
-        with np.errstate(invalid="ignore"):  # Geometry refuses what is not finite, by name
-            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-        dtype, offset = header.get_data_dtype(), _data_offset(header)
+        header = parse_header(block, str(path))
     except BROKEN as error:
         raise unreadable(path, error) from error
-    grid, channels = _layout(stored_shape, str(path))
-    _check_type(dtype, str(path))
-    check_promise(data_path, offset + math.prod(stored_shape) * dtype.itemsize)
-    geometry = _geometry(grid, affine, _mm_per_unit(header), str(path))
+    grid, channels = _layout(header.shape, str(path))
+    _check_type(header.dtype, str(path))
+    check_promise(data_path, header.offset + math.prod(header.shape) * header.dtype.itemsize)
+    geometry = _geometry(grid, header.affine, header.mm_per_unit, str(path))
     _compare_forms(header, geometry, str(path))
-    return _Stored(header, geometry, forms, shape=stored_shape, channels=channels,
-                   offset=offset, data_path=data_path)  # fmt: skip
+    return _Stored(header, geometry, channels, data_path)
 
 
-def read_header(path: Path) -> Header:
-    """The header as stored, nothing repaired."""
+def read_header_block(path: Path) -> bytes:
+    """The 348 or 540 bytes of the header as stored, nothing repaired.
+
+    Raises:
+        FileError: The file is not there, or no NIfTI.
+    """
     path = _header_path(path)
     try:
-        with open_maybe_gzip(path) as stream:
-            head = stream.read(max(_MAGIC_OFFSET))
+        head = read_head(path, max(MAGIC_OFFSET))
     except BROKEN as error:
         raise unreadable(path, error) from error
-    size = _header_size(head)
+    size = header_size(head)
     if size is None or len(head) < size:
         raise FileError(
             str(path),
@@ -154,26 +140,19 @@ def read_header(path: Path) -> Header:
             got=f"{len(head)} bytes that are none",
             cure="Copy or export the file again.",
         )
-    offset = _MAGIC_OFFSET[size]
-    if head[offset : offset + 2] not in (b"n+", b"ni"):
+    if _magic(head[:size])[:2] not in (b"n+", b"ni"):
         raise FileError(
             str(path),
             expected="NIfTI",
             got="Analyze 7.5, which does not say how the patient lies",
             cure="Convert the original images to NIfTI.",
         )
-    kind = nib.Nifti1Header if size == 348 else nib.Nifti2Header
-    try:
-        return kind(head[:size], check=False)
-    except BROKEN as error:
-        raise unreadable(path, error) from error
+    return head[:size]
 
 
-def _header_size(head: bytes) -> int | None:
-    for order in "<>":
-        if len(head) >= 348 and struct.unpack(order + "i", head[:4])[0] in _MAGIC_OFFSET:
-            return int(struct.unpack(order + "i", head[:4])[0])
-    return None
+def _magic(block: bytes) -> bytes:
+    offset = MAGIC_OFFSET[len(block)]
+    return block[offset : offset + 4]
 
 
 def _header_path(path: Path) -> Path:
@@ -186,10 +165,10 @@ def _header_path(path: Path) -> Path:
     return path
 
 
-def _data_path(path: Path, header: Header) -> Path:
+def _data_path(path: Path, block: bytes) -> Path:
     """The file that holds the voxels: the same, or the .img beside a .hdr."""
     path = _header_path(path)
-    if header["magic"].item()[:2] == b"n+":
+    if _magic(block)[:2] == b"n+":
         return path
     stem = path.name[: path.name.lower().rindex(".hdr")] if ".hdr" in path.name.lower() else None
     for suffix in (".img", ".img.gz", ".IMG"):
@@ -248,13 +227,17 @@ def _geometry(grid: Triple, affine: NDArray[np.float64], mm: float, source: str)
         ) from error
 
 
-def _compare_forms(header: Header, geometry: Geometry, source: str) -> None:
+def _compare_forms(header: NiftiHeader, geometry: Geometry, source: str) -> None:
     """Say so where qform and sform put the voxels into two places; the sform is used."""
-    if not (int(header["qform_code"]) > 0 and int(header["sform_code"]) > 0):
+    if header.qform is None:
+        return
+    apart = np.abs(header.qform - header.affine)[:3] * header.mm_per_unit
+    farthest = apart @ np.array([*geometry.shape, 1.0])
+    if (farthest <= 0.5 * _FORMS_APART_VOXELS * min(geometry.spacing_mm)).all():
         return
     try:
-        other = _geometry(geometry.shape, header.get_qform(), _mm_per_unit(header), source)
-    except (HeaderDataError, ValueError, GeometryError):
+        other = _geometry(geometry.shape, header.qform, header.mm_per_unit, source)
+    except GeometryError:
         _LOG.warning("%s: the qform places the voxels nowhere; the sform is used", source)
         return
     shift_mm = _shift_mm(geometry, other)
@@ -289,29 +272,13 @@ def _turn_degrees(one: Geometry, other: Geometry) -> float:
     return float(np.rad2deg(np.arccos(np.clip(cosine, -1.0, 1.0))))
 
 
-def _forms_of(header: Header, shape: tuple[int, ...]) -> NiftiForms:
-    fields = {
-        name: tuple(float(value) for value in np.atleast_1d(header[name]))
-        for name in PLACEMENT_FIELDS
-    }
-    version = 2 if isinstance(header, nib.Nifti2Header) else 1
-    return NiftiForms(version, fields, tuple(int(size) for size in shape[:3]))
-
-
-def _mm_per_unit(header: Header) -> float:
-    return _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
-
-
 def _load(path: Path, stored: _Stored) -> NDArray[Any]:
     header = stored.header
     try:
         array = read_voxels(
-            stored.data_path,
-            offset=stored.offset,
-            shape=stored.shape,
-            dtype=header.get_data_dtype(),
+            stored.data_path, offset=header.offset, shape=header.shape, dtype=header.dtype
         )
-        array = _scaled(array, *header.get_slope_inter())
+        array = _scaled(array, *header.scaling)
     except BROKEN as error:
         raise unreadable(path, error) from error
     return _channels_first(array, stored.geometry.shape, stored.channels)
@@ -322,13 +289,11 @@ def _load_slabs(
 ) -> Iterator[NDArray[Any]]:
     header = stored.header
     shape = (*stored.geometry.shape, stored.channels)
-    dtype = header.get_data_dtype()
     try:
-        scaling = header.get_slope_inter()
         for slab in read_slabs(
-            stored.data_path, cuts, offset=stored.offset, shape=shape, dtype=dtype
+            stored.data_path, cuts, offset=header.offset, shape=shape, dtype=header.dtype
         ):
-            yield np.moveaxis(_scaled(slab, *scaling), -1, 0)
+            yield np.moveaxis(_scaled(slab, *header.scaling), -1, 0)
     except BROKEN as error:
         raise unreadable(path, error) from error
 
@@ -357,13 +322,6 @@ def _scaled(array: NDArray[Any], slope: float | None, inter: float | None) -> ND
         scaled *= real.type(slope)
         scaled += real.type(inter)
     return scaled
-
-
-def _data_offset(header: Header) -> int:
-    """Where voxels begin; a single file whose header does not say starts after the header."""
-    offset = int(header["vox_offset"])
-    single = header["magic"].item()[:2] == b"n+"
-    return offset or (int(header.single_vox_offset) if single else 0)
 
 
 def _channels_first(array: NDArray[Any], grid: Triple, channels: int) -> NDArray[Any]:

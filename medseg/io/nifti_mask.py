@@ -6,9 +6,8 @@ import io
 import logging
 import struct
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import nibabel as nib
 import numpy as np
 
 from medseg.core.labels import LabelSet
@@ -16,11 +15,16 @@ from medseg.core.results import Prediction
 from medseg.core.scan import NiftiForms
 from medseg.io.atomic import whole_file
 from medseg.io.label_table import ECODE_CARET, from_caret_xml, to_caret_xml
-from medseg.io.nifti import BROKEN, Header, read_header, unreadable
+from medseg.io.nifti import read_header_block, unreadable
 from medseg.io.pack import fortran_bytes, write_gzip
-from medseg.io.stream import open_maybe_gzip
+from medseg.io.stream import BROKEN, read_head
 
-Image: TypeAlias = nib.Nifti1Image
+if TYPE_CHECKING:
+    import nibabel as nib
+
+    from medseg.io.nifti_header import Header
+
+    Image: TypeAlias = nib.Nifti1Image
 
 # More than this before the voxels is no label table.
 _MAX_EXTENSION_BYTES = 1 << 24
@@ -37,6 +41,8 @@ def to_nibabel(prediction: Prediction) -> Image:
     nibabel itself must repair to read them); without, qform and sform (code 1, scanner)
     are written from the geometry in mm.
     """
+    import nibabel as nib
+
     forms, geometry = prediction.forms, prediction.geometry
     shape = geometry.shape if forms is None else forms.grid_shape
     header = _new_header(shape, forms)
@@ -76,6 +82,8 @@ def write_nifti_mask(path: Path, prediction: Prediction) -> None:
 
 
 def _new_header(shape: tuple[int, ...], forms: NiftiForms | None) -> Header:
+    import nibabel as nib
+
     version = 1 if forms is None else forms.version
     # NIfTI-1 counts voxels in 16 bits.
     large = max(shape) > np.iinfo(np.int16).max
@@ -108,15 +116,16 @@ def read_nifti_label_names(path: Path) -> LabelSet | None:
     Raises:
         FileError: The file is not there, or no NIfTI.
     """
-    header = read_header(path)
-    start = int(header["sizeof_hdr"])
+    header = read_header_block(path)
+    start = len(header)
+    order = "<" if header[:4] == struct.pack("<i", start) else ">"
     try:
-        end = min(max(start, int(header["vox_offset"])), _MAX_EXTENSION_BYTES)
-        with open_maybe_gzip(path) as stream:
-            block = stream.read(end)[start:]
+        where, kind = (108, "f") if start == 348 else (168, "q")
+        offset = struct.unpack_from(order + kind, header, where)[0]
+        block = read_head(path, min(max(start, int(offset)), _MAX_EXTENSION_BYTES))[start:]
     except BROKEN as error:
         raise unreadable(path, error) from error
-    for code, content in _extensions(block, header.endianness):
+    for code, content in _extensions(block, order):
         if code == ECODE_CARET:
             return from_caret_xml(content)
     return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +20,8 @@ def write_nifti_scan(path: Path, voxels: NDArray[Any], geometry: Geometry) -> No
     Raises:
         OutputError: The disk is full or the folder cannot be written.
     """
+    import nibabel as nib
+
     array = voxels[0] if voxels.shape[0] == 1 else np.moveaxis(voxels, 0, -1)
     image = nib.Nifti1Image(array, geometry.affine_ras)
     image.set_qform(geometry.affine_ras, code=1)

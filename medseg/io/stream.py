@@ -6,6 +6,7 @@ format's checks: a cut or damaged file is an error.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
 import zlib
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import psutil
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
@@ -30,6 +30,9 @@ BROKEN: tuple[type[Exception], ...] = (
 MAX_DEFLATE_RATIO = 1032
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK_BYTES = 1 << 24
+_HEAD_PACKED_BYTES = 4096
+# Packed files up to this size are read and unpacked in one go.
+_SMALL_FILE_BYTES = 1 << 22
 # Behind the voxels a file may hold a little more (a footer); no more than this is unpacked.
 _MAX_TAIL_BYTES = 1 << 26
 # Less than this is asked of the system without a look at what is free.
@@ -48,6 +51,29 @@ def is_gzip(path: Path) -> bool:
     """Whether the content is gzip."""
     with path.open("rb") as stream:
         return stream.read(2) == _GZIP_MAGIC
+
+
+def read_head(path: Path, count: int) -> bytes:
+    """The first bytes of a file, unpacked where it is gzip; fewer where it is shorter.
+
+    Raises:
+        OSError, EOFError, zlib.error, isal_zlib.error: The file is cut or damaged (``BROKEN``).
+    """
+    with path.open("rb", buffering=0) as raw:
+        start = raw.read(max(count, _HEAD_PACKED_BYTES))
+    if start[:2] != _GZIP_MAGIC:
+        return start[:count]
+    with contextlib.suppress(*BROKEN):
+        head: bytes = _inflate().decompress(start, count)
+        if len(head) == count:
+            return head
+    # Shorter, longer packed than usual, or damaged: its reader tells.
+    with open_maybe_gzip(path) as stream:
+        return stream.read(count)
+
+
+def _inflate() -> Any:
+    return isal_zlib.decompressobj(16 + isal_zlib.MAX_WBITS)
 
 
 def check_promise(path: Path, promised_bytes: int) -> None:
@@ -74,6 +100,9 @@ def check_memory(source: str, needed_bytes: int) -> None:
     """
     if needed_bytes < _SMALL_BYTES:
         return
+    # It takes a while to load, and most files are small.
+    import psutil
+
     free_bytes = int(psutil.virtual_memory().available)
     if needed_bytes > free_bytes:
         raise no_memory(source, needed_bytes, free_bytes)
@@ -100,6 +129,9 @@ def read_voxels(
     """
     promised_bytes = int(np.prod([int(size) for size in shape], dtype=object)) * dtype.itemsize
     check_memory(str(path), promised_bytes)
+    whole = _unpacked_at_once(path, offset + promised_bytes)
+    if whole is not None:
+        return np.ndarray(shape, dtype, whole, offset, order="F")
     try:
         array = np.empty(shape, dtype, order="F")
     except MemoryError as error:
@@ -149,6 +181,23 @@ def read_slabs(
             if stop == count:
                 _to_the_end(stream, path)
             yield slab
+
+
+def _unpacked_at_once(path: Path, length: int) -> bytearray | None:
+    """A small gzip file that holds just this many bytes; None for any other, sound or not."""
+    if length > _SMALL_BYTES:
+        return None
+    with path.open("rb", buffering=0) as raw:
+        packed = raw.read(_SMALL_FILE_BYTES)
+    if packed[:2] != _GZIP_MAGIC or len(packed) == _SMALL_FILE_BYTES:
+        return None
+    inflate = _inflate()
+    with contextlib.suppress(*BROKEN):
+        whole = inflate.decompress(packed, length + 1)
+        # The end of the stream is seen behind its checksum.
+        if inflate.eof and not inflate.unused_data and len(whole) == length:
+            return bytearray(whole)
+    return None
 
 
 def _fill(array: NDArray[Any], stream: BinaryIO) -> None:

@@ -56,16 +56,19 @@ def label_facts(
     if not mask.any():
         return {}
     turn = geometry.orientation_to_ras()
-    ras = np.asfortranarray(turn.apply(mask), dtype=np.uint16)
+    whole_ras = turn.apply(mask)
+    box = _filled_box(whole_ras)
+    low = np.array([side.start for side in box], dtype=np.float64)
+    ras = np.asfortranarray(whole_ras[box], dtype=np.uint16)
     seen = cc3d.statistics(ras, no_slice_conversion=True)
     counts, centres = seen["voxel_counts"], seen["centroids"]
     values = [int(v) for v in np.flatnonzero(counts) if v]
     parts = dict.fromkeys(values, (0, 0, 0)) | _parts(ras)
     contrast = _contrasts(mask, voxels)
-    size = np.asarray(ras.shape, dtype=np.float64)
+    size = np.asarray(whole_ras.shape, dtype=np.float64)
     found = {}
     for value in values:
-        x, y, z = ((centres[value] + 0.5) / size).tolist()
+        x, y, z = ((low + centres[value] + 0.5) / size).tolist()
         whole, tiny, tiny_voxels = parts[value]
         found[value] = LabelFacts(
             voxels=int(counts[value]),
@@ -77,6 +80,17 @@ def label_facts(
             contrast=contrast.get(value, float("nan")),
         )
     return found
+
+
+def _filled_box(mask: NDArray[Any]) -> tuple[slice, slice, slice]:
+    """The smallest box that holds all that is not 0, of a mask that has such voxels."""
+    filled = mask != 0
+    sides = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        where = np.flatnonzero(filled.any(axis=others))
+        sides.append(slice(int(where[0]), int(where[-1]) + 1))
+    return sides[0], sides[1], sides[2]
 
 
 def tiny_parts(mask: NDArray[Any], values: tuple[int, ...]) -> NDArray[np.bool_]:

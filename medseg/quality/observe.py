@@ -18,11 +18,12 @@ from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.io.formats import read_scan
 from medseg.quality.anatomy import LabelFacts, label_facts
 from medseg.quality.finding import Finding
-from medseg.quality.thumbnail import body_box, thumbnail
+from medseg.quality.thumbnail import body_box, percentiles, thumbnail
 
 # Values this close to whole numbers were whole before somebody computed with them.
 NEARLY_WHOLE = 0.01
 _QUANTILE_SAMPLES = 20_000
+_MOST_IN_BYTE = 255
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,11 @@ def _scan_facts(
     turned = geometry.reoriented(turn)
     ras = turn.apply(voxels)
     step = max(1, voxels[0].size // _QUANTILE_SAMPLES)
-    picks = voxels.reshape(len(voxels), -1)[:, ::step].astype(np.float64)
+    picks = voxels.reshape(len(voxels), -1)[:, ::step]
     return {
         "shape": turned.shape,
         "spacing_mm": turned.spacing_mm,
-        "quantiles": np.percentile(picks, [1, 50, 99], axis=1).T,
+        "quantiles": np.stack([percentiles(one, (1, 50, 99)) for one in picks]),
         "lowest": float(voxels.min()),
         "scan_hash": "" if flat else _hash(ras),
         "thumbnail": None if flat else thumbnail(ras),
@@ -281,7 +282,10 @@ def _check_values(
 def _hash(array: NDArray[Any]) -> str:
     """Equal for equal voxels, whatever their number type, order in memory or file."""
     digest = hashlib.blake2b(repr(array.shape).encode(), digest_size=16)
+    # Masks alone are (I, J, K), and hold no negative values.
+    whole = array.ndim == 3 and array.dtype.kind in "iu"
+    small = whole and array.max(initial=0) <= _MOST_IN_BYTE
     for part in array if array.ndim == 4 else array[None]:
         # NIfTI keeps the first axis fastest: so a large scan is copied in its own order.
-        digest.update(np.asfortranarray(part, dtype=np.float32).T.data)
+        digest.update(np.asfortranarray(part, dtype=np.uint8 if small else np.float32).T.data)
     return digest.hexdigest()

@@ -21,7 +21,7 @@ from medseg.core.scan import Scan
 from medseg.io import nifti_mask
 from medseg.io.formats import read_label_names, read_mask, read_scan, write_mask
 from medseg.io.label_table import from_caret_xml, to_caret_xml
-from medseg.io.nifti import PLACEMENT_FIELDS
+from medseg.io.nifti_header import PLACEMENT_FIELDS
 from medseg.io.nifti_mask import to_nibabel
 from tests.phantoms import lopsided_geometry, lopsided_volume, oblique_affine
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from medseg.core.errors import FileError, ResourceError
@@ -69,7 +70,7 @@ def test_a_scan_larger_than_the_free_memory(
     monkeypatch.setattr(stream, "_SMALL_BYTES", 0)
     assert np.array_equal(scan.voxels()[0], voxels)
     free = type("Memory", (), {"available": 1000})
-    monkeypatch.setattr(stream.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     with pytest.raises(ResourceError, match="GB of free memory"):
         scan.voxels()
 
