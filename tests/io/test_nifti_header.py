@@ -113,7 +113,7 @@ def test_big_endian_and_nifti_2_go_to_nibabel() -> None:
 
 
 def test_what_cannot_be_repaired_is_a_value_error() -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="9999"):
         parse_header(_header((6, 5, 4), "<i2", datatype=9999), "a file")
 
 
