@@ -46,6 +46,10 @@ class ScanReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what is being read in another process; nothing more is read there."""
         self._isolated.close()
 
     def read(self, source: ScanLike, plan: Plan) -> Scan:

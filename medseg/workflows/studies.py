@@ -4,28 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypedDict
 
 from medseg.core.errors import MedsegError
 from medseg.io.dicom_studies import Study, find_studies
 from medseg.io.formats import case_name, is_dicom_source
-
-
-class ReadOptions(TypedDict, total=False):
-    """How DICOM studies are read.
-
-    Attributes:
-        series: Which series of each study: its number, UID, a pattern for its description,
-            or ``"auto"``; None where only one is usable.
-        accept_gaps: Interpolate where slices lie at uneven distances.
-        grid: Where the mask of a tilted, sheared or uneven scan lies, see ``Model.predict``.
-        save_scan: Write ``<case>_scan.nii.gz`` beside each mask, on the mask's grid.
-    """
-
-    series: str | None
-    accept_gaps: bool
-    grid: str
-    save_scan: bool
 
 
 def studies_below(folder: Path) -> list[Study]:

@@ -301,7 +301,7 @@ def test_functions_take_what_commands_take(name: str) -> None:
     from medseg.cli.app import app
     from medseg.core.settings import TrainSettings
     from medseg.workflows.evaluate import EvaluateOptions
-    from medseg.workflows.studies import ReadOptions
+    from medseg.workflows.options import PredictKeywords
 
     (command,) = [c for n, c in get_command(app).commands.items() if n == name]  # type: ignore[attr-defined]
     known = set(inspect.signature(getattr(medseg, name)).parameters)
@@ -310,7 +310,7 @@ def test_functions_take_what_commands_take(name: str) -> None:
     if name == "evaluate":
         known |= EvaluateOptions.__annotations__.keys()
     if name == "predict":
-        known |= ReadOptions.__annotations__.keys()
+        known |= PredictKeywords.__annotations__.keys()
     options = {
         (p.opts[0].lstrip("-").replace("-", "_") if p.param_type_name == "option" else p.name)
         for p in command.params

@@ -286,14 +286,14 @@ def test_a_fault_of_ours_is_told_as_such(
 ) -> None:
     scan(tmp_path / "in" / "a.nii.gz")
     scan(tmp_path / "in" / "b.nii.gz", shape=(11, 8, 7))
-    predicted = Model.predict
+    inferred = Model.infer
 
-    def fail_for_b(self: Model, source: Path, **options: Any) -> Any:
-        if source.name.startswith("b"):
+    def fail_for_b(self: Model, prepared: segment.Prepared) -> Any:
+        if Path(prepared.scan.source).name.startswith("b"):
             raise ZeroDivisionError("by\nzero")
-        return predicted(self, source, **options)
+        return inferred(self, prepared)
 
-    monkeypatch.setattr(Model, "predict", fail_for_b)
+    monkeypatch.setattr(Model, "infer", fail_for_b)
     summary = predict(model, [tmp_path / "in"], tmp_path / "out")
     assert summary["failed"] == {"b": "fault of medseg: ZeroDivisionError: by zero"}
     assert list(summary["done"]) == ["a"]

@@ -18,6 +18,8 @@ from medseg.workflows import reading
 from medseg.workflows.api import Model, load_model
 from medseg.workflows.predict import predict
 from medseg.workflows.reading import ScanReader, read_ahead
+from medseg.workflows.segment import Prepared
+from medseg.workflows.work import Work
 from tests.dicom_phantoms import Series, random_voxels
 from tests.io.faulty_reader import read_or_fail
 from tests.io.test_isolated import workers
@@ -122,7 +124,7 @@ def test_the_next_scan_is_read_meanwhile_and_no_other(
 ) -> None:
     for number in range(5):
         write_nifti(tmp_path / "in" / f"{number}.nii", blobs(SHAPE)[0], oblique_affine())
-    read, predicted = ScanReader.read, Model.predict
+    read, inferred = ScanReader.read, Model.infer
     begun = [threading.Event() for _ in range(6)]
     ahead: list[bool] = []
 
@@ -130,15 +132,16 @@ def test_the_next_scan_is_read_meanwhile_and_no_other(
         begun[int(source.stem)].set()
         return read(self, source, plan)
 
-    def slow(self: Model, source: Path, **options: Any) -> Any:
-        number = int(source.stem)
-        # The next begins while this one is in the network; the one after it must not.
+    def slow(self: Model, prepared: Prepared) -> Any:
+        number = int(Path(prepared.scan.source).stem)
+        # The next begins while this one is in the network; more than three are never at hand.
         ahead.append(number == 4 or begun[number + 1].wait(10))
-        ahead.append(not begun[min(number + 2, 5)].wait(0.05))
-        return predicted(self, source, **options)
+        ahead.append(not begun[min(number + 3, 5)].wait(0.05))
+        return inferred(self, prepared)
 
     monkeypatch.setattr(ScanReader, "read", watched)
-    monkeypatch.setattr(Model, "predict", slow)
+    monkeypatch.setattr(Model, "infer", slow)
+    monkeypatch.setattr(Work, "is_small", lambda *_: False)
     assert len(predict(model, tmp_path / "in", tmp_path / "out")["done"]) == 5
     assert ahead == [True] * 10
 
@@ -150,11 +153,11 @@ def test_an_interrupted_batch_leaves_no_worker(
         nrrd(tmp_path / "in" / f"{name}.nrrd")
     monkeypatch.setattr(reading, "read_scan", read_or_fail)
 
-    def interrupted(self: Model, source: Path, **options: Any) -> Any:
+    def interrupted(self: Model, prepared: Prepared) -> Any:
         # Ctrl-C while the network runs, and the next scan hangs in its reader.
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Model, "predict", interrupted)
+    monkeypatch.setattr(Model, "infer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         predict(model, tmp_path / "in", tmp_path / "out")
     assert workers() == []
