@@ -45,6 +45,12 @@ def repository() -> Path:
     return _ROOT
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests neither use nor fill the cache of the user; processes that they start inherit it."""
+    os.environ["MEDSEG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_chance() -> None:
     # For third-party code alone: ours takes its seed as an argument.

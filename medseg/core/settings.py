@@ -7,6 +7,7 @@ then what the command line states outright.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -147,6 +148,24 @@ def read_config(name_or_file: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise SettingsError(str(path), expected="a mapping of keys to values", got=repr(data)[:80])
     return data
+
+
+def cache_folder() -> Path | None:
+    """Where medseg keeps what it can make anew: MEDSEG_CACHE, else the user's own cache folder.
+
+    Everything in it may be deleted at any time. The folder need not be there; None where the
+    user has no home: a folder that all may write to is no place for it.
+    """
+    if named := os.environ.get("MEDSEG_CACHE"):
+        return Path(named).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    # A path that is not absolute is to be ignored (XDG base directory specification).
+    if Path(shared).is_absolute():
+        return Path(shared) / "medseg"
+    try:
+        return Path.home() / ".cache" / "medseg"
+    except RuntimeError:
+        return None
 
 
 def _configs_folder() -> Path:

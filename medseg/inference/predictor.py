@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain, combinations
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from medseg.core.geometry import Geometry
 from medseg.core.plan import Plan
 from medseg.core.scan import Scan
+from medseg.inference.backends import Backend
 from medseg.inference.device import autocast_dtype, tiles_at_once
 from medseg.inference.windows import gaussian_weights, padding, windows
 from medseg.transforms.preprocess import preprocess_scan
@@ -32,13 +33,17 @@ class Predictor:
 
     def __init__(
         self,
-        networks: Sequence[nn.Module],
+        networks: Sequence[nn.Module | Backend],
         plan: Plan,
         device: torch.device,
         *,
         batch: int | None = None,
     ) -> None:
-        self.networks = [network.to(device).eval() for network in networks]
+        # A plain module runs as it is; a backend stands on its device already.
+        self.networks: Sequence[Callable[[Tensor], Tensor]] = [
+            network.to(device).eval() if isinstance(network, nn.Module) else network
+            for network in networks
+        ]
         self.plan, self.device = plan, device
         self.batch = tiles_at_once(device) if batch is None else batch
         self._half = autocast_dtype(device)

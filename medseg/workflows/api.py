@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from medseg.core.labels import LabelSet
 from medseg.core.plan import Plan
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
+from medseg.inference.backends import check_backend
+from medseg.inference.choice import Backends, forwards_of
 from medseg.inference.device import choose_device
 from medseg.inference.predictor import Predictor
 from medseg.io.itk import to_sitk
@@ -88,8 +92,11 @@ class Result:
 class Model:
     """A trained model, loaded once and used for any number of scans, from any thread."""
 
-    def __init__(self, predictor: Predictor, *, sha256: str) -> None:
+    def __init__(
+        self, predictor: Predictor, *, sha256: str, backends: Backends | None = None
+    ) -> None:
         self._predictor, self.sha256 = predictor, sha256
+        self._backends, self._lock = backends, threading.Lock()
 
     @property
     def plan(self) -> Plan:
@@ -174,7 +181,20 @@ class Model:
 
     def infer(self, prepared: segment.Prepared) -> NDArray[Any]:
         """The second part: class indices (I, J, K) by the network."""
-        return segment.infer(prepared, self._predictor)
+        return segment.infer(prepared, self._predictor_for(prepared))
+
+    def _predictor_for(self, prepared: segment.Prepared) -> Predictor:
+        """With the backend that this scan is to be run by."""
+        if self._backends is None:
+            return self._predictor
+        networks = self._backends.for_work(forwards_of(self.plan, prepared.voxels.shape[1:]))
+        with self._lock:
+            if self._predictor.networks is not networks:
+                # Scans that are under way keep the predictor that they began with.
+                predictor = copy.copy(self._predictor)
+                predictor.networks = networks
+                self._predictor = predictor
+            return self._predictor
 
     def finish(
         self,
@@ -187,6 +207,7 @@ class Model:
         """The last part: mask values, post-processing, provenance."""
         slices = prepared.scan.slices if prepared.grid == "source" else None
         provenance = segment.provenance_of(self._predictor, self.sha256, input_sha256=input_sha256)
+        provenance |= prepared.facts
         return Result(
             segment.finish(
                 classes, prepared.scan, self.plan, geometry=prepared.record.target,
@@ -195,20 +216,29 @@ class Model:
         )  # fmt: skip
 
 
-def load_model(path: str | Path, device: str = "auto") -> Model:
+def load_model(path: str | Path, device: str = "auto", *, backend: str = "auto") -> Model:
     """Load a model package; its checksums are verified and no code of it runs.
 
     Args:
         path: The package, or a run folder that holds it as ``model/``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        backend: What runs the network: ``"torch"`` (the reference), ``"openvino"`` (on a CPU),
+            ``"compile"`` (torch.compile), or ``"auto"``: on a CPU whichever of torch and
+            OpenVINO is quicker, measured once per model and machine, as soon as a scan has
+            work enough to pay for it; on CUDA torch. ``result.provenance`` says which it was.
 
     Raises:
         PackageError: It is damaged, not a package, or written by a newer medseg.
-        ResourceError: This machine has no such device.
+        ResourceError: This machine has no such device, or the backend does not run on it.
+        SettingsError: There is no such backend.
+        MissingPackageError: The backend is not installed.
     """
+    check_backend(backend)
     chosen = choose_device(device)
     folder = Path(path)
     if not (folder / "checksums").is_file() and (folder / "model" / "checksums").is_file():
         folder = folder / "model"
     package = load_package(folder)
-    return Model(Predictor(package.networks(), package.plan, chosen), sha256=package.sha256)
+    plan, sha256 = package.plan, package.sha256
+    backends = Backends(backend, package.networks(), plan, chosen, identity=sha256)
+    return Model(Predictor(backends.reference, plan, chosen), sha256=sha256, backends=backends)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +22,7 @@ from medseg.core.plan import Plan
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.core.slices import SlicePlaces
+from medseg.inference.backends import backend_name
 from medseg.inference.predictor import Grid, Predictor
 from medseg.io.atomic import whole_file
 from medseg.io.dicom_series import SeriesInfo, read_slices
@@ -91,12 +92,14 @@ class Prepared:
         voxels: (C, I, J, K) float32 on the plan's grid.
         record: The way back to the grid of the result.
         grid: Which grid that is, from :func:`wanted_grid`.
+        facts: What running the network adds to the provenance.
     """
 
     scan: Scan
     voxels: Tensor
     record: RestoreRecord
     grid: Grid = "own"
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def prepare(scan: Scan, plan: Plan, *, grid: Grid = "own") -> Prepared:
@@ -142,7 +145,9 @@ def prepare(scan: Scan, plan: Plan, *, grid: Grid = "own") -> Prepared:
 
 def infer(prepared: Prepared, predictor: Predictor) -> NDArray[Any]:
     """Step 2, second half: class indices (I, J, K) on ``prepared.record.target``."""
-    return restore_classes(predictor.logits(prepared.voxels), prepared.record)
+    classes = restore_classes(predictor.logits(prepared.voxels), prepared.record)
+    prepared.facts["backend"] = backend_name(predictor.networks)
+    return classes
 
 
 def segment(
@@ -307,7 +312,7 @@ def provenance_of(
         "medseg_version": __version__,
         "package_sha256": package_sha256,
         "input_sha256": list(input_sha256),
-        "backend": "torch",
+        "backend": backend_name(predictor.networks),
         "device": predictor.device.type,
         "members": len(predictor.networks),
         "options": {
