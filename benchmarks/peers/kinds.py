@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from phantoms import Look
@@ -36,7 +36,7 @@ class Kind:
         old_format: Plans as nnU-Net 2.0 wrote them, without ``architecture``.
         torch_resampling: ``resample_torch_fornnunet`` instead of the default.
         folds: Models to train, each from other random numbers.
-        trainer: Class name of nnU-Net's trainer.
+        mirror_axes: Only these are mirrored; None: all, as nnU-Net does.
     """
 
     look: Look
@@ -52,10 +52,9 @@ class Kind:
     old_format: bool = False
     torch_resampling: bool = False
     folds: int = 1
-    trainer: str = "nnUNetTrainer"
+    mirror_axes: tuple[int, ...] | None = None
     features: tuple[int, ...] = (6, 12, 24)
     painted: int = 2
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 _TWO: dict[str, int | list[int]] = {"background": 0, "first": 1, "second": 2}
@@ -127,7 +126,7 @@ KINDS: dict[str, Kind] = {
         labels={**_TWO, "ignore": 3},
         stages={"3d_fullres": Stage((4.6, 1.8, 1.8), (12, 32, 32), _FLAT_S3, _FLAT_K3)},
         normalisations=("RescaleTo01Normalization",), channels=("MR",),
-        transpose=(1, 0, 2), torch_resampling=True, trainer="nnUNetTrainer_onlyMirror01",
+        transpose=(1, 0, 2), torch_resampling=True, mirror_axes=(0, 1),
         painted=3,
     ),
 }  # fmt: skip

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
 import os
 import shutil
@@ -61,7 +60,7 @@ class Workshop:
 
     def trained(self, stage: str) -> Path:
         """nnU-Net's folder of a trained configuration."""
-        return self.results / f"{self.kind.trainer}__nnUNetPlans__{stage}"
+        return self.results / f"nnUNetTrainer__nnUNetPlans__{stage}"
 
 
 def write_phantoms(shop: Workshop) -> None:
@@ -141,22 +140,26 @@ def preprocess(shop: Workshop, plans: dict[str, Any]) -> None:
 def make_trainer(shop: Workshop, plans: dict[str, Any], stage: str, fold: int) -> Any:
     """nnU-Net's trainer, with AdamW in the place of SGD."""
     import torch
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    module = "nnUNetTrainer" if shop.kind.trainer == "nnUNetTrainer" else (
-        "variants.data_augmentation.nnUNetTrainerNoMirroring"
-    )  # fmt: skip
-    trainer_class = getattr(
-        importlib.import_module(f"nnunetv2.training.nnUNetTrainer.{module}"), shop.kind.trainer
-    )
     description = json.loads((shop.raw / "dataset.json").read_text(encoding="utf-8"))
     settings = {**json.loads(json.dumps(plans)), "continue_training": False}
-    trainer = trainer_class(settings, stage, fold, description, torch.device("cpu"))
+    trainer = nnUNetTrainer(settings, stage, fold, description, torch.device("cpu"))
 
     def optimizers() -> tuple[Any, Any]:
         adam = torch.optim.AdamW(trainer.network.parameters(), lr=_FAST, weight_decay=1e-4)
         return adam, torch.optim.lr_scheduler.LambdaLR(adam, lambda _: 1.0)
 
     trainer.configure_optimizers = optimizers
+    if shop.kind.mirror_axes is not None:
+        plan_augmentation = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size
+
+        def mirror_less() -> tuple[Any, ...]:
+            planned = plan_augmentation()
+            trainer.inference_allowed_mirroring_axes = shop.kind.mirror_axes
+            return *planned[:-1], shop.kind.mirror_axes
+
+        trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size = mirror_less
     return trainer
 
 
