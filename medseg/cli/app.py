@@ -18,6 +18,7 @@ from medseg.cli.check import check_command
 from medseg.cli.convert import convert_command
 from medseg.cli.doctor import doctor_command
 from medseg.cli.evaluate import evaluate_command
+from medseg.cli.export import export_command
 from medseg.cli.import_nnunet import import_nnunet_command
 from medseg.cli.info import info_command
 from medseg.cli.predict import predict_command
@@ -46,6 +47,7 @@ app.command("evaluate")(evaluate_command)
 app.command("check")(check_command)
 app.command("convert")(convert_command)
 app.command("import-nnunet")(import_nnunet_command)
+app.command("export")(export_command)
 app.command("info")(info_command)
 app.command("doctor")(doctor_command)
 

@@ -23,7 +23,7 @@ from medseg.inference.device import choose_device
 from medseg.inference.predictor import Predictor
 from medseg.io.itk import to_sitk
 from medseg.io.nifti_mask import to_nibabel
-from medseg.package.package import load_package
+from medseg.package.package import ModelPackage, load_package
 from medseg.workflows import segment
 from medseg.workflows.reading import ScanReader, read_ahead
 from medseg.workflows.segment import ScanLike
@@ -235,10 +235,19 @@ def load_model(path: str | Path, device: str = "auto", *, backend: str = "auto")
     """
     check_backend(backend)
     chosen = choose_device(device)
-    folder = Path(path)
-    if not (folder / "checksums").is_file() and (folder / "model" / "checksums").is_file():
-        folder = folder / "model"
-    package = load_package(folder)
+    package = package_of(path)
     plan, sha256 = package.plan, package.sha256
     backends = Backends(backend, package.networks(), plan, chosen, identity=sha256)
     return Model(Predictor(backends.reference, plan, chosen), sha256=sha256, backends=backends)
+
+
+def package_of(path: str | Path) -> ModelPackage:
+    """Read the package that a path means: the package itself, or the run folder that holds it.
+
+    Raises:
+        PackageError: It is damaged, not a package, or written by a newer medseg.
+    """
+    folder = Path(path)
+    if not (folder / "checksums").is_file() and (folder / "model" / "checksums").is_file():
+        folder = folder / "model"
+    return load_package(folder)
