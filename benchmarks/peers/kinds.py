@@ -36,6 +36,7 @@ class Kind:
         old_format: Plans as nnU-Net 2.0 wrote them, without ``architecture``.
         torch_resampling: ``resample_torch_fornnunet`` instead of the default.
         folds: Models to train, each from other random numbers.
+        quick_checks: Training is checked without mirroring, which is 8 times as fast.
         mirror_axes: Only these are mirrored; None: all, as nnU-Net does.
     """
 
@@ -55,6 +56,7 @@ class Kind:
     mirror_axes: tuple[int, ...] | None = None
     features: tuple[int, ...] = (6, 12, 24)
     painted: int = 2
+    quick_checks: bool = False
 
 
 _TWO: dict[str, int | list[int]] = {"background": 0, "first": 1, "second": 2}
@@ -128,6 +130,26 @@ KINDS: dict[str, Kind] = {
         normalisations=("RescaleTo01Normalization",), channels=("MR",),
         transpose=(1, 0, 2), torch_resampling=True, mirror_axes=(0, 1),
         painted=3,
+    ),
+}  # fmt: skip
+
+_S4 = (*_S3, (2, 2, 2))
+_K4 = (*_K3, (3, 3, 3))
+
+# Networks of realistic width, for timing; the tile of a timed run is larger than that of training.
+WIDE: dict[str, Kind] = {
+    "wide": Kind(
+        look=Look((84, 84, 42), (1.2, 1.2, 2.4), pitch_mm=34.0, vary=0.05),
+        labels=_TWO,
+        stages={"3d_fullres": Stage((1.6, 1.6, 1.6), (48, 48, 48), _S4, _K4, batch=1)},
+        features=(32, 64, 128, 256), quick_checks=True,
+    ),
+    "organs": Kind(
+        look=Look((126, 126, 126), (1.5, 1.5, 1.5), pitch_mm=60.0, vary=0.05,
+                  tissue=((0.0, *(60.0 + 40.0 * n for n in range(26))),)),
+        labels={"background": 0, **{f"organ_{n:02d}": n for n in range(1, 27)}},
+        stages={"3d_fullres": Stage((3.0, 3.0, 3.0), (48, 48, 48), _S4, _K4, batch=1)},
+        features=(32, 64, 128, 256), painted=26, quick_checks=True,
     ),
 }  # fmt: skip
 

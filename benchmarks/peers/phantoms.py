@@ -6,6 +6,7 @@ intensity and size, never by side, because nnU-Net mirrors its training images.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Look:
         nested: Label 2 lies within 1, and 3 within 2.
         vary: How much the spacing of cases differs.
         zero_outside: The outside is exactly 0, as after skull stripping.
+        pitch_mm: Distance of many small organs of random labels; None: one of each label.
     """
 
     shape: tuple[int, int, int]
@@ -46,6 +48,7 @@ class Look:
     nested: bool = False
     vary: float = 0.12
     zero_outside: bool = False
+    pitch_mm: float | None = None
 
 
 def affine_of(
@@ -63,22 +66,54 @@ def affine_of(
     return affine
 
 
-def ellipsoids(
+def organs(
     look: Look, rng: np.random.Generator, extent_mm: NDArray[np.float64], labels: int
-) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Centre and radii (mm, about the middle of the grid) of each label."""
+) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
+    """Value, centre and radii (mm, about the middle of the grid) of each ellipsoid."""
     if look.nested:
         radii = extent_mm * rng.uniform(0.29, 0.34, 3)
         centre = extent_mm * rng.uniform(-0.06, 0.06, 3)
-        return [(centre, radii * share) for share in (1.0, 0.68, 0.4)[:labels]]
-    places = np.array([[-0.2, -0.14, 0.06], [0.22, 0.1, -0.06], [-0.08, 0.24, 0.02]])
-    sizes = np.array([[0.15, 0.16, 0.24], [0.13, 0.15, 0.2], [0.12, 0.1, 0.16]])
-    turn = rng.choice([-1.0, 1.0], 3)  # no label has a side of its own
-    return [
-        (extent_mm * (place * turn + rng.uniform(-0.03, 0.03, 3)),
-         extent_mm * size * rng.uniform(0.9, 1.15, 3))
-        for place, size in zip(places[:labels], sizes, strict=False)
-    ]  # fmt: skip
+        for value, share in enumerate((1.0, 0.68, 0.4)[:labels], start=1):
+            yield value, centre, radii * share
+    elif look.pitch_mm:
+        counts = np.maximum(np.floor(extent_mm / look.pitch_mm), 1).astype(int)
+        for place in np.ndindex(*counts):
+            centre = (np.asarray(place) - (counts - 1) / 2.0) * look.pitch_mm
+            shift = look.pitch_mm * rng.uniform(-0.08, 0.08, 3)
+            radii = look.pitch_mm * rng.uniform(0.28, 0.4, 3)
+            yield int(rng.integers(1, labels + 1)), centre + shift, radii
+    else:
+        places = np.array([[-0.2, -0.14, 0.06], [0.22, 0.1, -0.06], [-0.08, 0.24, 0.02]])
+        sizes = np.array([[0.15, 0.16, 0.24], [0.13, 0.15, 0.2], [0.12, 0.1, 0.16]])
+        turn = rng.choice([-1.0, 1.0], 3)  # no label has a side of its own
+        for value in range(1, labels + 1):
+            centre = extent_mm * (places[value - 1] * turn + rng.uniform(-0.03, 0.03, 3))
+            yield value, centre, extent_mm * sizes[value - 1] * rng.uniform(0.9, 1.15, 3)
+
+
+def paint(
+    mask: NDArray[np.uint8], spacing: NDArray[np.float64], value: int,
+    centre: NDArray[np.float64], radii: NDArray[np.float64],
+) -> None:  # fmt: skip
+    """Set the voxels within an ellipsoid, in place; mm about the middle of the grid."""
+    middle = (np.asarray(mask.shape) - 1) / 2.0
+    low = np.clip(np.floor((centre - radii) / spacing + middle), 0, mask.shape).astype(int)
+    high = np.clip(np.ceil((centre + radii) / spacing + middle) + 1, 0, mask.shape).astype(int)
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    mask[box][distance(low, high, middle, spacing, centre, radii) <= 1.0] = value
+
+
+def distance(
+    low: NDArray[np.int_], high: NDArray[np.int_], middle: NDArray[np.float64],
+    spacing: NDArray[np.float64], centre: NDArray[np.float64], radii: NDArray[np.float64],
+) -> NDArray[np.float32]:  # fmt: skip
+    """Squared distance from an ellipsoid's centre in units of its radii, for a box of voxels."""
+    i, j, k = (
+        (((np.arange(low[a], high[a]) - middle[a]) * spacing[a] - centre[a]) / radii[a]) ** 2
+        for a in range(3)
+    )
+    total = i[:, None, None] + j[None, :, None] + k[None, None, :]
+    return np.asarray(total, dtype=np.float32)
 
 
 def phantom(
@@ -90,14 +125,12 @@ def phantom(
     shape = np.asarray(look.shape) + rng.integers(-1, 3, 3) * (np.asarray(look.shape) > 1)
     x, y, z = rng.uniform(-80.0, 80.0, 3)
     affine = affine_of(look, spacing, (float(x), float(y), float(z)))
-    middle = (shape - 1) / 2.0
-    grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
-    local_mm = (grid - middle) * spacing  # along i, j, k
     extent = shape * spacing
-    body = ((local_mm / (extent * 0.46)) ** 2).sum(-1) <= 1.0
+    whole = (np.zeros(3, dtype=int), shape, (shape - 1) / 2.0, spacing, np.zeros(3))
+    body = distance(*whole, extent * 0.46) <= 1.0
     mask = np.zeros(shape, dtype=np.uint8)
-    for value, (centre, radii) in enumerate(ellipsoids(look, rng, extent, labels), start=1):
-        mask[(((local_mm - centre) / radii) ** 2).sum(-1) <= 1.0] = value
+    for value, centre, radii in organs(look, rng, extent, labels):
+        paint(mask, spacing, value, centre, radii)
     mask[~body] = 0
     images = []
     for air, tissue in zip(look.air, look.tissue, strict=True):

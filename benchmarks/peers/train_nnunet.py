@@ -27,11 +27,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from kinds import KINDS, Kind, dataset_of, plans_of
+from kinds import KINDS, WIDE, Kind, dataset_of, plans_of
 from phantoms import phantom, write
 
 TRAINING, HELD_OUT, CHECKED = 8, 3, 3
 ENDING = ".nii.gz"
+_ALL = {**KINDS, **WIDE}
 _EPOCH_ITERATIONS, _EPOCHS, _LAST_ITERATIONS = 50, 16, 50
 _FAST, _SLOW = 4e-3, 5e-4
 
@@ -41,7 +42,7 @@ class Workshop:
 
     def __init__(self, root: Path, name: str, kind: Kind) -> None:
         self.root, self.name, self.kind = root, name, kind
-        self.dataset = f"Dataset{list(KINDS).index(name) + 1:03d}_{name}"
+        self.dataset = f"Dataset{list(_ALL).index(name) + 1:03d}_{name}"
         self.raw = root / "raw" / self.dataset
         self.preprocessed = root / "preprocessed" / self.dataset
         self.results = root / "results" / self.dataset
@@ -66,7 +67,7 @@ class Workshop:
 def write_phantoms(shop: Workshop) -> None:
     """Training cases in nnU-Net's raw layout, held-out ones in ``images`` and ``truth``."""
     for number in range(TRAINING + HELD_OUT):
-        seed = 1000 * list(KINDS).index(shop.name) + number
+        seed = 1000 * list(_ALL).index(shop.name) + number
         images, mask, affine = phantom(shop.kind.look, seed, labels=shop.kind.painted)
         trains = number < TRAINING
         name = f"case_{number:03d}" if trains else f"held_{number - TRAINING:03d}"
@@ -233,7 +234,9 @@ def check(shop: Workshop, trainer: Any, stage: str, cases: list[str]) -> dict[st
     trainer.set_deep_supervision_enabled(False)
     out = shop.root / "checks" / stage
     images = shop.raw / "imagesTr"
-    predict(shop, make_predictor(trainer), images, cases, out, previous=stage_masks(shop, stage))
+    predictor = make_predictor(trainer)
+    predictor.use_mirroring = not shop.kind.quick_checks
+    predict(shop, predictor, images, cases, out, previous=stage_masks(shop, stage))
     return dice(shop, out, shop.raw / "labelsTr", cases)
 
 
@@ -306,6 +309,7 @@ def predict_held_out(shop: Workshop) -> dict[str, float]:
             last = stage == list(shop.kind.stages)[-1]
             out = shop.root / ("predictions" if last else f"predictions_{stage}")
             predictor = make_predictor(folder=shop.trained(stage))
+            predictor.use_mirroring = not shop.kind.quick_checks
             predict(shop, predictor, shop.root / "images", names, out, previous=previous)
             previous = out
     return dice(shop, shop.root / "predictions", shop.root / "truth", names)
@@ -329,7 +333,7 @@ def _told(scores: dict[str, float]) -> str:
 
 def run(root: Path, name: str, *, goal: float) -> bool:
     """Everything for one kind; True where each stage and fold reached the goal."""
-    kind = KINDS[name]
+    kind = _ALL[name]
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     shop = Workshop(root, name, kind)
@@ -348,7 +352,7 @@ def main() -> None:
     """Train the kinds one after another."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(_ALL))
     parser.add_argument("--goal", type=float, default=0.8)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -366,7 +370,7 @@ def main() -> None:
         sys.exit(1 if failed else 0)
     name = options.kinds[0]
     root = options.out.resolve() / name
-    Workshop(root, name, KINDS[name])  # sets nnU-Net's folders before torch and it are imported
+    Workshop(root, name, _ALL[name])  # sets nnU-Net's folders before torch and it are imported
     import torch
 
     torch.set_num_threads(options.threads)
