@@ -1,34 +1,71 @@
-"""Run one or several networks over a whole scan and bring the labels back to its grid."""
+"""Run one or several networks over a whole scan and bring the labels back to its grid.
+
+Tiles run in the order in which parts of the scan are soonest done. What no further tile
+touches is restored to the scan's own grid and becomes labels at once, so that only the overlap
+of tiles is held, never all classes of the whole scan.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from itertools import chain, combinations
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from medseg.core.geometry import Geometry
 from medseg.core.plan import Plan
 from medseg.core.scan import Scan
+from medseg.inference.accumulator import Accumulator, Consume
 from medseg.inference.backends import Backend
-from medseg.inference.device import autocast_dtype, tiles_at_once
-from medseg.inference.windows import gaussian_weights, padding, windows
-from medseg.transforms.preprocess import preprocess_scan
-from medseg.transforms.restore import restore_classes
+from medseg.inference.device import tiles_at_once
+from medseg.inference.memory import Limits, MemoryEstimate, Setup, fit
+from medseg.inference.products import Products, outlet_for
+from medseg.inference.tiles import Members, Tiles
+from medseg.inference.volume import TensorVolume, Volume
+from medseg.inference.windows import Bell, Tiling, Triple
+from medseg.transforms.preprocess import RestoreRecord, preprocess_scan
+from medseg.transforms.restore import ArraySink, Restorer, Sink
+from medseg.transforms.winners import class_dtype, winners
 
-Triple = tuple[int, int, int]
 Grid = Literal["own", "regular", "source"]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a scan was run.
+
+    Attributes:
+        tiles: Windows that cover it.
+        skipped: Those of a single value that took the logits of another of the same value.
+        setup: Batch (after any out-of-memory), precision and place of the carried logits.
+        estimate: Of its memory; None where it was not asked for.
+    """
+
+    tiles: int
+    skipped: int
+    setup: Setup
+    estimate: MemoryEstimate | None = None
 
 
 class Predictor:
     """Networks that share a plan, ready to segment scans. Holds no state of a scan.
 
     Safe to use from several threads: nothing is changed after it is made.
+
+    Args:
+        networks: Modules or backends: tiles (N, C, *patch) to logits (N, classes, *patch).
+        plan: Of the model.
+        device: Where they run.
+        batch: Tiles at a time; None for what suits the device. Fewer where memory is short.
+        limits: Of memory.
+        skip_air: Run tiles that hold one and the same value in each channel (air, which
+            clipping makes constant) once and use their logits again. Labels stay as they are.
     """
 
     def __init__(
@@ -38,6 +75,8 @@ class Predictor:
         device: torch.device,
         *,
         batch: int | None = None,
+        limits: Limits | None = None,
+        skip_air: bool = False,
     ) -> None:
         # A plain module runs as it is; a backend stands on its device already.
         self.networks: Sequence[Callable[[Tensor], Tensor]] = [
@@ -46,10 +85,8 @@ class Predictor:
         ]
         self.plan, self.device = plan, device
         self.batch = tiles_at_once(device) if batch is None else batch
-        self._half = autocast_dtype(device)
-        self._weights = torch.from_numpy(
-            gaussian_weights(plan.patch_size, plan.inference.gaussian_sigma)
-        ).to(device)
+        self.limits = limits or Limits()
+        self.skip_air = skip_air
 
     def segment(self, scan: Scan, *, grid: Grid = "own") -> tuple[NDArray[Any], Geometry]:
         """Class indices (I, J, K), before post-processing, and the grid that they lie on.
@@ -59,64 +96,170 @@ class Predictor:
             grid: ``"own"`` for the scan's; ``"regular"``, of a sheared scan, for the grid at
                 right angles that covers it; ``"source"``, of a scan whose uneven slices were
                 bridged, for one plane per original slice.
-        """
-        voxels, record = preprocess_scan(scan, self.plan)
-        if grid == "regular" and not scan.geometry.is_regular:
-            record = record.onto_cover()
-        elif grid == "source" and scan.slices is not None:
-            record = record.onto_slices(scan.slices)
-        return restore_classes(self.logits(voxels), record), record.target
 
-    @torch.inference_mode()
-    def logits(self, voxels: Tensor) -> Tensor:
-        """Mean logits of all members over overlapping windows.
+        Raises:
+            ResourceError: The scan does not fit into memory.
+        """
+        self.check(scan.geometry)
+        voxels, record = preprocess_scan(scan, self.plan)
+        record = onto_grid(record, scan, grid)
+        return self.infer(voxels, record), record.target
+
+    def check(self, geometry: Geometry) -> MemoryEstimate:
+        """Say what a scan of this grid takes, before it is preprocessed.
+
+        Raises:
+            ResourceError: It does not fit; with the figure.
+        """
+        record = RestoreRecord.for_plan(geometry, self.plan)
+        wanted = self._setup(self.plan.network.classes)
+        _, found = fit(record, self.plan, wanted, limits=self.limits, preparing=True)
+        _log.debug("memory: %s", found.describe())
+        return found
+
+    def infer(self, voxels: Tensor | Volume, record: RestoreRecord) -> NDArray[Any]:
+        """Class indices (I, J, K) on ``record.target``, in memory.
 
         Args:
-            voxels: (C, I, J, K) float32 on the plan's grid.
+            voxels: (C, I, J, K) on ``record.working``.
+            record: From ``preprocess_scan``.
+
+        Raises:
+            ResourceError: It does not fit into memory.
+        """
+        sink = ArraySink(record.target.shape, class_dtype(len(self.plan.labels) + 1))
+        self.stream(voxels, record, sink)
+        return sink.array
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        voxels: Tensor | Volume,
+        record: RestoreRecord,
+        sink: Sink,
+        *,
+        products: Products | None = None,
+        product_sinks: Mapping[str, Sink] | None = None,
+    ) -> Run:
+        """Run the networks over a scan; what is done goes into sinks while the rest runs.
+
+        Args:
+            voxels: (C, I, J, K) on ``record.working``.
+            record: From ``preprocess_scan``.
+            sink: Takes class indices, box by box.
+            products: What else is wanted.
+            product_sinks: Takes them, by their names.
+
+        Raises:
+            ResourceError: It does not fit into memory.
+            LabelError: Probabilities of a label that the plan has not.
+        """
+        plan, products = self.plan, products or Products()
+        volume = TensorVolume(voxels) if isinstance(voxels, Tensor) else voxels
+        spread = products.disagreement
+        wanted = self._setup(
+            plan.network.classes,
+            extra_channels=int(spread),
+            products=len(products.names) * (2 if products.dtype == "float16" else 1),
+        )
+        in_memory = volume.shape if isinstance(volume, TensorVolume) else (0,)
+        setup, found = fit(
+            record, plan, wanted, limits=self.limits, volume_bytes=4 * prod(in_memory)
+        )
+        _log.debug("memory: %s", found.describe())
+        tiling = self._tiling(volume)
+        restorer = Restorer(
+            record,
+            tiling.order,
+            sink,
+            activation=plan.activation,
+            classes=plan.network.classes,
+            outlet=outlet_for(products, plan, product_sinks or {}),
+        )
+        run = self._accumulate(volume, tiling, setup, restorer, spread=spread)
+        restorer.finish()
+        return replace(run, estimate=found)
+
+    @torch.inference_mode()
+    def logits(self, voxels: Tensor | Volume) -> Tensor:
+        """Mean logits of all members over overlapping windows, of the whole volume at once.
+
+        Args:
+            voxels: (C, I, J, K) on the plan's grid.
 
         Returns:
             (classes, I, J, K) float32 on this predictor's device.
         """
-        patch, size = self.plan.patch_size, tuple(voxels.shape[1:])
-        shape = (int(size[0]), int(size[1]), int(size[2]))
-        gaps = padding(shape, patch)
-        # torch lists the last axis first.
-        padded = pad(voxels, [side for gap in reversed(gaps) for side in gap]).to(self.device)
-        whole = (int(padded.shape[1]), int(padded.shape[2]), int(padded.shape[3]))
-        starts = windows(whole, patch, self.plan.inference.step)
-        total = torch.zeros((self.plan.network.classes, *whole), device=self.device)
-        weight = torch.zeros(whole, device=self.device)
-        for group in (starts[n : n + self.batch] for n in range(0, len(starts), self.batch)):
-            tiles = torch.stack([padded[:, *_cut(start, patch)] for start in group])
-            for start, tile in zip(group, self._forward(tiles), strict=True):
-                place = _cut(start, patch)
-                total[:, *place] += tile * self._weights
-                weight[place] += self._weights
-        total /= weight
-        return total[:, *_cut((gaps[0][0], gaps[1][0], gaps[2][0]), shape)]
+        volume = TensorVolume(voxels) if isinstance(voxels, Tensor) else voxels
+        tiling, classes = self._tiling(volume), self.plan.network.classes
+        whole = torch.empty((classes, *tiling.shape), device=self.device)
 
-    def _forward(self, tiles: Tensor) -> Tensor:
-        """Mean logits (N, classes, ...) over members and mirrored views, float32."""
-        views = _subsets(self.plan.inference.mirror_axes)
-        half = torch.autocast(self.device.type, self._half) if self._half else nullcontext()
-        total: Tensor | None = None
-        with half:
-            for network in self.networks:
-                for axes in views:
-                    dims = [axis + 2 for axis in axes]
-                    seen = network(tiles.flip(dims)).float().flip(dims)
-                    total = seen if total is None else total + seen
-        assert total is not None
-        return total / (len(self.networks) * len(views))
+        def collect(block: Tensor, corner: Triple) -> None:
+            box = [slice(c, c + int(n)) for c, n in zip(corner, block.shape[1:], strict=True)]
+            whole[:, *box] = block
+
+        self._accumulate(volume, tiling, self._setup(classes), collect, spread=False)
+        return whole
+
+    @torch.inference_mode()
+    def classes(self, voxels: Tensor | Volume) -> NDArray[Any]:
+        """Class indices (I, J, K) on the plan's own grid, without restoring."""
+        volume = TensorVolume(voxels) if isinstance(voxels, Tensor) else voxels
+        tiling, classes = self._tiling(volume), self.plan.network.classes
+        sink = ArraySink(tiling.shape, class_dtype(len(self.plan.labels) + 1))
+
+        def collect(block: Tensor, corner: Triple) -> None:
+            a, b, c = (slice(c, c + int(n)) for c, n in zip(corner, block.shape[1:], strict=True))
+            sink.write((a, b, c), winners(block, self.plan.activation).cpu().numpy())
+
+        self._accumulate(volume, tiling, self._setup(classes), collect, spread=False)
+        return sink.array
+
+    def _tiling(self, volume: Volume) -> Tiling:
+        _, i, j, k = volume.shape
+        return Tiling.of((i, j, k), self.plan.patch_size, self.plan.inference.step)
+
+    def _setup(self, classes: int, *, extra_channels: int = 0, products: int = 0) -> Setup:
+        return Setup(
+            self.device,
+            batch=self.batch,
+            held_on=self.device,
+            views=len(self.networks) * 2 ** len(self.plan.inference.mirror_axes),
+            extra_channels=extra_channels,
+            products=products,
+            skip_air=self.skip_air,
+        )
+
+    def _accumulate(
+        self, volume: Volume, tiling: Tiling, setup: Setup, consume: Consume, *, spread: bool
+    ) -> Run:
+        settings = self.plan.inference
+        bell = Bell(
+            settings.gaussian_sigma,
+            settings.gaussian_floor,
+            flat=not settings.gaussian,
+            centre=settings.gaussian_centre,
+        )
+        accumulator = Accumulator(
+            tiling,
+            tiling.shares(bell),
+            self.plan.network.classes + int(spread),
+            device=setup.held_on,
+            dtype=torch.float16 if setup.half else torch.float32,
+            consume=consume,
+        )
+        members = Members(self.networks, self.plan, self.device, spread=spread)
+        tiles = Tiles(volume, tiling, setup, members)
+        for window, logits in tiles:
+            accumulator.add(window, logits)
+        accumulator.finish()
+        return Run(len(tiling), tiles.skipped, replace(setup, batch=tiles.batch))
 
 
-def _cut(start: Triple, size: Triple) -> tuple[slice, slice, slice]:
-    a, b, c = (slice(first, first + side) for first, side in zip(start, size, strict=True))
-    return a, b, c
-
-
-def _subsets(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    every: Iterator[tuple[int, ...]] = chain.from_iterable(
-        combinations(axes, count) for count in range(len(axes) + 1)
-    )
-    return list(every)
+def onto_grid(record: RestoreRecord, scan: Scan, grid: Grid) -> RestoreRecord:
+    """The way back to the grid that is wanted, see :meth:`Predictor.segment`."""
+    if grid == "regular" and not scan.geometry.is_regular:
+        return record.onto_cover()
+    if grid == "source" and scan.slices is not None:
+        return record.onto_slices(scan.slices)
+    return record

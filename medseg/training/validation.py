@@ -19,8 +19,7 @@ def predicted_classes(
 ) -> Iterator[tuple[CachedCase, NDArray[Any]]]:
     """Each case with its predicted class indices (I, J, K)."""
     for case in cases:
-        logits = predictor.logits(torch.from_numpy(np.array(case.image)))
-        yield case, logits.argmax(dim=0).to(torch.int32).cpu().numpy()
+        yield case, predictor.classes(torch.from_numpy(np.array(case.image)))
 
 
 def class_dice(

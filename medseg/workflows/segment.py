@@ -33,7 +33,6 @@ from medseg.io.nifti_scan import write_nifti_scan
 from medseg.postprocess.chain import apply_chain
 from medseg.transforms.load import LoadScan
 from medseg.transforms.preprocess import MakeRegular, RestoreRecord, preprocess_scan
-from medseg.transforms.restore import restore_classes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,7 +144,7 @@ def prepare(scan: Scan, plan: Plan, *, grid: Grid = "own") -> Prepared:
 
 def infer(prepared: Prepared, predictor: Predictor) -> NDArray[Any]:
     """Step 2, second half: class indices (I, J, K) on ``prepared.record.target``."""
-    classes = restore_classes(predictor.logits(prepared.voxels), prepared.record)
+    classes = predictor.infer(prepared.voxels, prepared.record)
     prepared.facts["backend"] = backend_name(predictor.networks)
     return classes
 

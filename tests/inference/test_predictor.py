@@ -13,6 +13,7 @@ from torch import nn
 from medseg.core.errors import ResourceError
 from medseg.inference.device import choose_device
 from medseg.inference.predictor import Predictor
+from medseg.inference.windows import Bell
 from medseg.networks.build import build_network
 from tests.models import small_plan
 
@@ -42,9 +43,11 @@ def test_agrees_with_monais_sliding_window() -> None:
     # Sizes at which both place their windows alike: every step is exactly half a patch.
     x = torch.randn(1, 32, 24, 16, generator=torch.Generator().manual_seed(0))
     model = network().eval()
+    a, b, c = (torch.from_numpy(Bell(0.125, 1e-3).along(side)) for side in (16, 12, 8))
+    importance = (a[:, None, None] * b[:, None] * c).float()
     with torch.inference_mode():
         theirs = sliding_window_inference(
-            x[None], (16, 12, 8), 1, model, overlap=0.5, mode="gaussian", sigma_scale=0.125
+            x[None], (16, 12, 8), 1, model, overlap=0.5, roi_weight_map=importance[None, None]
         )[0]
     ours = Predictor([copy.deepcopy(model)], small_plan(), CPU).logits(x)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
