@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +18,10 @@ def predict_command(
         list[Path] | None,
         typer.Argument(help="Scans, or folders of them; DICOM: folders, zips.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[
+        str,
+        typer.Option("--device", "--devices", help="auto, cpu, cuda:N; cuda:0,cuda:1; or all."),
+    ] = "auto",
     labels: Annotated[
         str | None, typer.Option("--labels", help="Keep only these, e.g. liver,spleen.")
     ] = None,
@@ -39,27 +42,61 @@ def predict_command(
     save_scan: Annotated[
         bool, typer.Option("--save-scan", help="Write the scan too, on the grid of its mask.")
     ] = False,
+    backend: Annotated[
+        str, typer.Option("--backend", help="auto, torch, openvino, compile.")
+    ] = "auto",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try scans again that failed before.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Work on at most N cases.", metavar="N")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", help="Part i of n, e.g. 1/8: for job arrays.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Known scans by content, not by size and time.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Segment scans: DIR/<case>.nii.gz in each scan's own geometry, with a JSON sidecar.
 
-    A case that fails does not stop the others; the exit code is then 3.
+    Folders, tables and several scans: DIR/.medseg/ remembers each case, so that the same command
+    goes on where it stopped, and works only on what is missing or changed. One scan is always
+    segmented anew. A case that fails does not stop the others; the exit code is then 3.
 
     Example: medseg predict runs/hippocampus/model scans/ --out masks/
     """
+    from medseg.batch.local import BatchOptions, predict_batch
     from medseg.workflows.predict import predict
 
-    with progress_bar("Segmenting") as progress:
-        summary = predict(
-            model, inputs or [], out, device=device, labels=labels, cases=cases, progress=progress,
-            series=series, accept_gaps=accept_gaps, grid=grid, save_scan=save_scan,
-        )  # fmt: skip
+    batch = BatchOptions(retry_failed, limit, shard, verify)
+    with progress_bar("Segmenting", unit="cases") as progress:
+        options: dict[str, Any] = {
+            "device": device, "labels": labels, "cases": cases, "progress": progress,
+            "series": series, "accept_gaps": accept_gaps, "grid": grid, "save_scan": save_scan,
+            "backend": backend,
+        }  # fmt: skip
+        if batch == BatchOptions() and cases is None and _is_one_file(inputs):
+            summary = predict(model, inputs or [], out, **options)
+        else:
+            summary = predict_batch(model, inputs or [], out, batch=batch, **options)
     if as_json:
         typer.echo(json.dumps(summary))
     else:
-        count = len(summary["done"])
-        typer.echo(f"{count} masks in {out}, {summary['seconds']:.1f} s")
-        for case, reason in summary["failed"].items():
-            typer.echo(f"failed: {case}: {reason}", err=True)
+        _tell(summary, out)
     if summary["failed"]:
         raise typer.Exit(3)
+
+
+def _is_one_file(inputs: list[Path] | None) -> bool:
+    return not inputs or (len(inputs) == 1 and not inputs[0].is_dir())
+
+
+def _tell(summary: dict[str, Any], out: Path) -> None:
+    kept, left = summary.get("kept", 0), summary.get("left", 0)
+    notes = [f"{kept} from before"] * bool(kept) + [f"{left} left"] * bool(left)
+    note = f" ({', '.join(notes)})" if notes else ""
+    typer.echo(f"{len(summary['done'])} masks in {out}{note}, {summary['seconds']:.1f} s")
+    for case, reason in summary["failed"].items():
+        typer.echo(f"failed: {case}: {reason}", err=True)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
+import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from medseg.core.errors import OutputError
+
+_TEMPORARY = re.compile(r"\.medseg-(?P<owner>[0-9a-f]{8}-\d+)-")
+# The clocks of a file system and of a machine may differ by this much.
+_CLOCKS_S = 2.0
 
 
 @contextmanager
@@ -25,7 +33,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
-            prefix=".medseg-", suffix="".join(path.suffixes[-2:]), dir=path.parent
+            prefix=f".medseg-{this_process()}-",
+            suffix="".join(path.suffixes[-2:]),
+            dir=path.parent,
         )
         os.close(handle)
         temporary = Path(name)
@@ -53,6 +63,66 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a binary file, whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def this_process() -> str:
+    """Who writes: a word for this machine (or container), and the process id."""
+    return f"{_machine()}-{os.getpid()}"
+
+
+def remove_leftovers(folder: Path, *, dead: Collection[str] = ()) -> int:
+    """Remove what :func:`whole_file` left below a folder when its process was killed.
+
+    Args:
+        folder: Searched with all that lies below it.
+        dead: Processes that are known to have ended, as :func:`this_process` named them; of
+            others, those of this machine that are gone count. Files of other machines stay.
+
+    Returns:
+        How many were removed.
+    """
+    removed = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            match = _TEMPORARY.match(name)
+            if match is None:
+                continue
+            path = Path(root, name)
+            with suppress(OSError):
+                owner, written_s = match["owner"], path.stat().st_mtime
+                if owner in dead or is_gone(owner, written_s):
+                    path.unlink()
+                    removed += 1
+    return removed
+
+
+def is_gone(owner: str, at_s: float) -> bool:
+    """Whether a process of this machine that ran at some time has ended; False if unknown.
+
+    Args:
+        owner: As :func:`this_process` named it.
+        at_s: A time at which it ran, in seconds since 1970: numbers are given again.
+    """
+    import psutil
+
+    machine, _, number = owner.partition("-")
+    if machine != _machine():
+        return False
+    try:
+        return bool(psutil.Process(int(number)).create_time() > at_s + _CLOCKS_S)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+
+
+@cache
+def _machine() -> str:
+    # Containers may share a name but count their processes apart.
+    space = ""
+    with suppress(OSError):
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
 
 
 def _settle(path: Path) -> None:

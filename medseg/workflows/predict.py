@@ -107,7 +107,7 @@ def load_models(model: str | Path | Model, device: str, options: PredictOptions)
         model: A package folder, or a model that is loaded already.
         device: One or several with commas between them, or ``"all"``: all GPUs of this
             machine, or its CPU where there is none.
-        options: Say which labels are wanted.
+        options: Say which labels are wanted, and the backend; a loaded model keeps its own.
 
     Raises:
         PackageError: The model is damaged.
@@ -117,7 +117,8 @@ def load_models(model: str | Path | Model, device: str, options: PredictOptions)
     if isinstance(model, Model):
         models = [model]
     else:
-        models = [load_model(model, name) for name in device_names(device)]
+        names = device_names(device)
+        models = [load_model(model, name, backend=options.backend) for name in names]
     expected_labels(models[0].plan, options.labels)
     return models
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import json
@@ -298,6 +299,7 @@ def test_train_predict_evaluate(tmp_path: Path, capfd: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("name", ["train", "predict", "evaluate"])
 def test_functions_take_what_commands_take(name: str) -> None:
+    from medseg.batch.local import BatchOptions
     from medseg.cli.app import app
     from medseg.core.settings import TrainSettings
     from medseg.workflows.evaluate import EvaluateOptions
@@ -311,6 +313,8 @@ def test_functions_take_what_commands_take(name: str) -> None:
         known |= EvaluateOptions.__annotations__.keys()
     if name == "predict":
         known |= PredictKeywords.__annotations__.keys()
+        # The ledger's, which ``predict_batch`` takes.
+        known |= {field.name for field in dataclasses.fields(BatchOptions)}
     options = {
         (p.opts[0].lstrip("-").replace("-", "_") if p.param_type_name == "option" else p.name)
         for p in command.params

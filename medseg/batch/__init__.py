@@ -1,0 +1,1 @@
+"""Thousands of scans: what is done is remembered, and only the rest is worked on."""
