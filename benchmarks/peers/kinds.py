@@ -36,6 +36,7 @@ class Kind:
         old_format: Plans as nnU-Net 2.0 wrote them, without ``architecture``.
         torch_resampling: ``resample_torch_fornnunet`` instead of the default.
         folds: Models to train, each from other random numbers.
+        timed_patch: Tile of the finished model, which is then used without mirroring.
         quick_checks: Training is checked without mirroring, which is 8 times as fast.
         mirror_axes: Only these are mirrored; None: all, as nnU-Net does.
     """
@@ -57,6 +58,7 @@ class Kind:
     features: tuple[int, ...] = (6, 12, 24)
     painted: int = 2
     quick_checks: bool = False
+    timed_patch: tuple[int, int, int] | None = None
 
 
 _TWO: dict[str, int | list[int]] = {"background": 0, "first": 1, "second": 2}
@@ -142,14 +144,14 @@ WIDE: dict[str, Kind] = {
         look=Look((84, 84, 42), (1.2, 1.2, 2.4), pitch_mm=34.0, vary=0.05),
         labels=_TWO,
         stages={"3d_fullres": Stage((1.6, 1.6, 1.6), (48, 48, 48), _S4, _K4, batch=1)},
-        features=(32, 64, 128, 256), quick_checks=True,
+        features=(32, 64, 128, 256), quick_checks=True, timed_patch=(96, 96, 96),
     ),
     "organs": Kind(
-        look=Look((126, 126, 126), (1.5, 1.5, 1.5), pitch_mm=60.0, vary=0.05,
+        look=Look((100, 100, 100), (1.5, 1.5, 1.5), pitch_mm=30.0, vary=0.05,
                   tissue=((0.0, *(60.0 + 40.0 * n for n in range(26))),)),
         labels={"background": 0, **{f"organ_{n:02d}": n for n in range(1, 27)}},
-        stages={"3d_fullres": Stage((3.0, 3.0, 3.0), (48, 48, 48), _S4, _K4, batch=1)},
-        features=(32, 64, 128, 256), painted=26, quick_checks=True,
+        stages={"3d_fullres": Stage((3.0, 3.0, 3.0), (32, 32, 32), _S4, _K4, batch=2)},
+        features=(32, 64, 128, 256), painted=26, quick_checks=True, timed_patch=(96, 96, 96),
     ),
 }  # fmt: skip
 

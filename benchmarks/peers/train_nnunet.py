@@ -300,6 +300,21 @@ def hand_on(shop: Workshop, trainer: Any, following: str | None) -> None:
         )  # fmt: skip
 
 
+def prepare_for_timing(shop: Workshop) -> None:
+    """Larger tiles than in training, no mirroring: the network is convolutional."""
+    import torch
+
+    for path in shop.results.glob("*/plans.json"):
+        plans = json.loads(path.read_text(encoding="utf-8"))
+        for configuration in plans["configurations"].values():
+            configuration["patch_size"] = list(shop.kind.timed_patch or ())
+        _save(path, plans)
+    for path in shop.results.glob("*/fold_*/checkpoint_final.pth"):
+        checkpoint = torch.load(path, weights_only=False)
+        checkpoint["inference_allowed_mirroring_axes"] = None
+        torch.save(checkpoint, path)
+
+
 def predict_held_out(shop: Workshop) -> dict[str, float]:
     """The held-out phantoms by each stage; the last one's masks are ``predictions``."""
     names = [f"held_{number:03d}" for number in range(HELD_OUT)]
@@ -309,7 +324,6 @@ def predict_held_out(shop: Workshop) -> dict[str, float]:
             last = stage == list(shop.kind.stages)[-1]
             out = shop.root / ("predictions" if last else f"predictions_{stage}")
             predictor = make_predictor(folder=shop.trained(stage))
-            predictor.use_mirroring = not shop.kind.quick_checks
             predict(shop, predictor, shop.root / "images", names, out, previous=previous)
             previous = out
     return dice(shop, shop.root / "predictions", shop.root / "truth", names)
@@ -344,6 +358,8 @@ def run(root: Path, name: str, *, goal: float) -> bool:
     for stage in kind.stages:
         for fold in range(kind.folds):
             reached = train(shop, plans, stage, fold=fold, goal=goal) and reached
+    if kind.timed_patch:
+        prepare_for_timing(shop)
     say(shop, "held out", _told(predict_held_out(shop)))
     return reached
 
