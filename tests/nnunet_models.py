@@ -110,13 +110,20 @@ def write_nnunet_model(
     setup_changes: dict[str, Any] | None = None,
     dataset_changes: dict[str, Any] | None = None,
     checkpoint_changes: dict[str, Any] | None = None,
+    balanced: bool = False,
 ) -> Path:
-    """A trained model; its weights are those of the golden network of that name."""
+    """A trained model; its weights are those of the golden network of that name.
+
+    ``balanced`` shifts its outputs, so that every class wins somewhere.
+    """
     folder.mkdir(parents=True)
     made = plans(name, **(setup_changes or {})) | (plan_changes or {})
     (folder / "plans.json").write_text(json.dumps(made))
     (folder / "dataset.json").write_text(json.dumps(dataset(**(dataset_changes or {}))))
-    weights = golden_network(name)[0]
+    weights, _, output = golden_network(name)
+    if balanced:
+        means = torch.from_numpy(output.reshape(len(output), -1).mean(axis=1))
+        weights["decoder.seg_layers.1.bias"] -= means
     for place, fold in enumerate(folds):
         (folder / f"fold_{fold}").mkdir()
         shifted = {key: value + 0.01 * place for key, value in weights.items()}

@@ -127,9 +127,6 @@ def test_parameters_are_few() -> None:
 
 
 def test_nothing_runs_code_from_files() -> None:
-    # A pipe is no file: the worker that reads scans unpickles what its parent asks of it. What
-    # comes back, which a damaged file may have led astray, is JSON (tests/io/test_isolated.py).
-    asked_through_a_pipe = {Path("medseg/io/isolated.py"): {"pickle"}}
     found = []
     for path in SOURCES:
         for node in ast.walk(tree_of(path)):
@@ -138,9 +135,11 @@ def test_nothing_runs_code_from_files() -> None:
                 bad = {"pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal"} & set(names)
             elif isinstance(node, ast.Call):
                 bad = {"eval", "exec", "torch.load", "yaml.load"} & {ast.unparse(node.func)}
+                # Tensors, containers and numbers alone (tests/package/test_nnunet.py).
+                if any(ast.unparse(keyword) == "weights_only=True" for keyword in node.keywords):
+                    bad -= {"torch.load"}
             else:
                 continue
-            bad -= asked_through_a_pipe.get(path.relative_to(ROOT), set())
             found += [f"{path.relative_to(ROOT)}:{node.lineno} {name}" for name in bad]
     assert found == []
 

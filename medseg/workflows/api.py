@@ -23,6 +23,7 @@ from medseg.inference.device import choose_device
 from medseg.inference.predictor import Predictor
 from medseg.io.itk import to_sitk
 from medseg.io.nifti_mask import to_nibabel
+from medseg.package.nnunet import is_nnunet_folder, load_nnunet
 from medseg.package.package import ModelPackage, load_package
 from medseg.workflows import segment
 from medseg.workflows.reading import ScanReader, read_ahead
@@ -244,10 +245,12 @@ def load_model(path: str | Path, device: str = "auto", *, backend: str = "auto")
 def package_of(path: str | Path) -> ModelPackage:
     """Read the package that a path means: the package itself, or the run folder that holds it.
 
+    A folder of a trained nnU-Net v2 model counts as a package, too.
+
     Raises:
         PackageError: It is damaged, not a package, or written by a newer medseg.
     """
     folder = Path(path)
     if not (folder / "checksums").is_file() and (folder / "model" / "checksums").is_file():
         folder = folder / "model"
-    return load_package(folder)
+    return load_nnunet(folder) if is_nnunet_folder(folder) else load_package(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def import_nnunet(
 
 def _check_target(target: Path) -> None:
     try:
-        taken = target.exists() and not is_package(target) and any(os.scandir(target))
+        taken = target.exists() and not is_package(target) and any(target.iterdir())
     except OSError as error:
         got = error.strerror or str(error)
         raise OutputError(str(target), expected="a folder that can be written", got=got) from error

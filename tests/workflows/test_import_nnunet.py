@@ -1,0 +1,105 @@
+"""Trained nnU-Net v2 models: imported, and run as they are; the same masks as nnU-Net's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
+
+import medseg
+from medseg.core.errors import InputError
+from medseg.core.geometry import Geometry
+from medseg.io.formats import read_mask
+from medseg.package.package import load_package, read_package_info
+from medseg.workflows.import_nnunet import import_nnunet
+from tests.nnunet_models import write_nnunet_model
+from tests.phantoms import lopsided_geometry
+
+
+@pytest.fixture
+def shared_peers(shared_data: Callable[[str], Path]) -> Path:
+    """Models and predictions of other tools, beside the real scans."""
+    peers = shared_data("hippocampus").parents[1] / "peers"
+    if not (peers / "nnunet_hippocampus").is_dir():
+        pytest.skip("no models of other tools are here")
+    return peers
+
+
+def dice(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> float:
+    return 2 * float((ours & theirs).sum()) / float(ours.sum() + theirs.sum())
+
+
+def agree(peers: Path, images: Path, count: int) -> None:
+    """Dice of each label and the voxels around both masks, against what nnU-Net predicted."""
+    model = medseg.load_model(peers / "nnunet_hippocampus", "cpu")
+    dices, shares = [], []
+    for stored in sorted((peers / "nnunet_hippocampus_predictions").glob("*.nii.gz"))[:count]:
+        theirs, _ = read_mask(stored)
+        ours = model.predict(images / stored.name).labels
+        dices.append([dice(ours == value, theirs == value) for value in (1, 2)])
+        near = binary_dilation((ours > 0) | (theirs > 0), iterations=3)
+        shares.append(float((ours == theirs)[near].mean()))
+    assert len(dices) == count
+    assert np.mean(dices, axis=0).min() >= 0.999
+    assert np.min(dices) >= 0.99
+    assert min(shares) >= 0.995
+
+
+def test_three_hippocampi_as_nnunet_segments_them(
+    shared_peers: Path, shared_data: Callable[[str], Path]
+) -> None:
+    agree(shared_peers, shared_data("hippocampus") / "imagesTr", 3)
+
+
+@pytest.mark.acceptance
+def test_all_hippocampi_as_nnunet_segments_them(
+    shared_peers: Path, shared_data: Callable[[str], Path]
+) -> None:
+    agree(shared_peers, shared_data("hippocampus") / "imagesTr", 16)
+
+
+@pytest.mark.parametrize("name", ["PlainConvUNet_2d", "ResidualEncoderUNet_3d"])
+def test_an_imported_model_gives_the_masks_of_the_folder(name: str, tmp_path: Path) -> None:
+    folder = write_nnunet_model(tmp_path / "model", name, folds=("0", "1"), balanced=True)
+    made = import_nnunet(folder, tmp_path / "package")
+    assert made["members"] == 2
+    assert read_package_info(tmp_path / "package")["training"]["trainer"] == "nnUNetTrainer"
+    assert load_package(tmp_path / "package").sha256 == made["sha256"]
+    geometry = lopsided_geometry((17, 13, 9))
+    voxels = np.random.default_rng(2).normal(size=(2, 17, 13, 9)).astype(np.float32)
+    voxels[:, :3] = 0
+    source = (voxels, geometry.affine_ras)
+    masks = [
+        medseg.load_model(path, "cpu").predict(source).labels
+        for path in (folder, tmp_path / "package")
+    ]
+    np.testing.assert_array_equal(*masks)
+    assert set(np.unique(masks[0])) == {0, 1, 2}
+    # Where every channel is 0 along a whole side nothing was looked at.
+    assert not masks[0][:3].any()
+
+
+def test_a_turned_scan_is_taken_as_it_is_stored(tmp_path: Path) -> None:
+    model = medseg.load_model(write_nnunet_model(tmp_path / "model", balanced=True), "cpu")
+    voxels = np.random.default_rng(3).normal(size=(2, 12, 13, 9)).astype(np.float32)
+    plain = model.predict((voxels, np.diag([1.1, 0.9, 2.0, 1.0]))).labels
+    turned = Geometry((12, 13, 9), np.array([[0, 0, 2.0, 1], [-1.1, 0, 0, 2], [0, 0.9, 0, 3],
+                                             [0, 0, 0, 1]]))  # fmt: skip
+    np.testing.assert_array_equal(model.predict((voxels, turned.affine_ras)).labels, plain)
+
+
+def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
+    folder = write_nnunet_model(tmp_path / "model")
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("you")
+    for out in (tmp_path / "letters", folder):
+        with pytest.raises(InputError, match="a folder with other files"):
+            import_nnunet(folder, out)
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):
+        import_nnunet(folder, tmp_path / "empty")
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "you"
