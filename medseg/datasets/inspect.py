@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from medseg.core.errors import DatasetError, MedsegError
 from medseg.core.geometry import Geometry
 from medseg.datasets.dataset import Case, Dataset
-from medseg.datasets.reading import read_case_image, read_case_mask
+from medseg.datasets.reading import HERE, Reader, read_case_image, read_case_mask
+from medseg.io.guarded import GuardedReader
 
 _MOST_THREADS = 8
 _COUNTED_AT_ONCE = 2**16  # bincount takes memory by the largest value
@@ -61,7 +62,7 @@ class Inspection:
         ) from first
 
 
-def verify_case(case: Case, dataset: Dataset) -> CaseFacts:
+def verify_case(case: Case, dataset: Dataset, reader: Reader = HERE) -> CaseFacts:
     """Read a case and check that it can be learned from.
 
     Raises:
@@ -70,7 +71,7 @@ def verify_case(case: Case, dataset: Dataset) -> CaseFacts:
         DatasetError: Scan and mask lie on different grids, the number of channels or a label
             value is not that of the dataset, the mask is empty, or a voxel is not finite.
     """
-    scan = read_case_image(case)
+    scan = read_case_image(case, reader)
     if len(scan.channels) != len(dataset.channels):
         raise DatasetError(
             f"case {case.id}, {case.images[0]}", expected=f"{len(dataset.channels)} channels, "
@@ -79,7 +80,7 @@ def verify_case(case: Case, dataset: Dataset) -> CaseFacts:
         )  # fmt: skip
     voxels = scan.voxels()
     _check_finite(voxels, case)
-    mask, label_scan = read_case_mask(case)
+    mask, label_scan = read_case_mask(case, reader)
     gap = scan.geometry.difference(label_scan.geometry)
     if gap is not None:
         raise DatasetError(
@@ -113,8 +114,8 @@ def verify_cases(
     facts: dict[str, CaseFacts] = {}
     problems: dict[str, MedsegError] = {}
     threads = workers or min(_MOST_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = {pool.submit(verify_case, case, dataset): case.id for case in cases}
+    with ThreadPoolExecutor(threads) as pool, GuardedReader() as reader:
+        waiting = {pool.submit(verify_case, case, dataset, reader): case.id for case in cases}
         try:
             for done, future in enumerate(as_completed(waiting), start=1):
                 case_id = waiting[future]
@@ -139,7 +140,7 @@ def label_presence(dataset: Dataset, *, workers: int | None = None) -> dict[str,
 
     def one(case: Case) -> tuple[int, ...]:
         try:
-            mask, _ = read_case_mask(case)
+            mask, _ = read_case_mask(case, reader)
         except MedsegError:
             return ()
         return tuple(
@@ -147,7 +148,7 @@ def label_presence(dataset: Dataset, *, workers: int | None = None) -> dict[str,
         )
 
     threads = workers or min(_MOST_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads) as pool, GuardedReader() as reader:
         found = list(pool.map(one, dataset.cases))
     return {case.id: values for case, values in zip(dataset.cases, found, strict=True)}
 

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.core.errors import DatasetError, GeometryError
+from medseg.core.labels import LabelSet
 from medseg.core.scan import Scan
 from medseg.datasets.dataset import Case
 from medseg.io.formats import read_mask, read_scan
+from medseg.io.guarded import GuardedReader
 
 
-def read_case_image(case: Case) -> Scan:
+class _Here:
+    """Reads in this process."""
+
+    def scan(self, path: Path, *, series: str | None = None) -> Scan:
+        return read_scan(path, series=series)
+
+    def mask(
+        self, path: Path, *, image: Path | None = None, labels: LabelSet | None = None
+    ) -> tuple[NDArray[Any], Scan]:
+        return read_mask(path, image=image, labels=labels)
+
+
+#: What reads the files of a case: in this process, or with the worker of a GuardedReader.
+Reader = _Here | GuardedReader
+HERE = _Here()
+
+
+def read_case_image(case: Case, reader: Reader = HERE) -> Scan:
     """The scan of a case, its channels in order; voxels (C, I, J, K) when they are asked for.
 
     Raises:
@@ -24,7 +44,7 @@ def read_case_image(case: Case) -> Scan:
     """
     wanted = case.series or ("",) * len(case.images)
     scans: dict[str, Scan] = {
-        str(number): read_scan(path, series=series or None)
+        str(number): reader.scan(path, series=series or None)
         for number, (path, series) in enumerate(zip(case.images, wanted, strict=True))
     }
     if len(scans) == 1:
@@ -32,7 +52,7 @@ def read_case_image(case: Case) -> Scan:
     return Scan.from_channels(scans, source=f"case {case.id}")
 
 
-def read_case_mask(case: Case) -> tuple[NDArray[Any], Scan]:
+def read_case_mask(case: Case, reader: Reader = HERE) -> tuple[NDArray[Any], Scan]:
     """The mask of a case: values (I, J, K), and the scan that holds its grid.
 
     Masks of single organs are painted in the order of ``case.organs``; a DICOM segmentation
@@ -45,7 +65,7 @@ def read_case_mask(case: Case) -> tuple[NDArray[Any], Scan]:
         LabelError: A value is negative or not whole.
     """
     if case.label is not None:
-        return read_mask(case.label, image=case.images[0], labels=case.structures)
+        return reader.mask(case.label, image=case.images[0], labels=case.structures)
     if not case.organs:
         raise DatasetError(
             f"case {case.id}",
@@ -53,16 +73,16 @@ def read_case_mask(case: Case) -> tuple[NDArray[Any], Scan]:
             got="none",
             cure="Add its mask, or take the case out.",
         )
-    return _painted(case)
+    return _painted(case, reader)
 
 
-def _painted(case: Case) -> tuple[NDArray[Any], Scan]:
+def _painted(case: Case, reader: Reader) -> tuple[NDArray[Any], Scan]:
     image = case.images[0]
-    first_mask, grid = read_mask(case.organs[0].path, image=image)
+    first_mask, grid = reader.mask(case.organs[0].path, image=image)
     top = max(organ.value for organ in case.organs)
     painted = np.zeros(first_mask.shape, dtype=np.uint8 if top <= 255 else np.uint16)
     for number, organ in enumerate(case.organs):
-        mask, scan = (first_mask, grid) if number == 0 else read_mask(organ.path, image=image)
+        mask, scan = (first_mask, grid) if number == 0 else reader.mask(organ.path, image=image)
         gap = grid.geometry.difference(scan.geometry)
         if gap is not None:
             raise GeometryError(

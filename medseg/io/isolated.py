@@ -3,11 +3,11 @@
 One worker process reads scan after scan. It loads this floor alone, no deep learning. When it
 dies or hangs, that scan has failed, and the next gets a new worker.
 
-The two talk through pipes. A request is a function with its arguments, pickled, from us to the
-worker. An answer is a line of JSON and the bytes of the voxels behind it: nothing that comes
-from a worker, which a damaged file may have led astray, is ever unpickled. Voxels go from
-its memory straight into an array of ours. (Shared memory would save one copy, but containers
-often have 64 MB of it, and a process that writes to more is killed.)
+The two talk through pipes. A request is a line of JSON that names a reader of a fixed table and
+holds its arguments. An answer is a line of JSON and the bytes of the voxels behind it. So
+nothing that comes from a worker, which a damaged file may have led astray, names any code.
+Voxels go from its memory straight into an array of ours. (Shared memory would save one copy,
+but containers often have 64 MB of it, and a process that writes to more is killed.)
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import json
 import logging
 import math
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -36,6 +35,7 @@ from medseg.core.geometry import Geometry
 from medseg.core.scan import NiftiForms, Scan
 from medseg.core.slices import SlicePlaces
 from medseg.io.stream import check_memory, no_memory
+from medseg.io.wire import from_line, to_line
 
 if sys.platform == "linux":
     import fcntl
@@ -48,6 +48,12 @@ _LAST_BREATH_S = 2.0
 _READY = b"ready\n"
 _PIPE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 24
+# What a worker may be asked to call: module and function. They give a scan.
+_READERS = {
+    "scan": ("medseg.io.formats", "read_scan"),
+    "series": ("medseg.io.dicom_series", "read_series"),
+    "mask": ("medseg.io.guarded", "mask_as_scan"),
+}
 # The path of the parent, and nothing of the folder in which it was started.
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
@@ -105,13 +111,16 @@ class IsolatedReader:
                 self._worker = _started()
             return self._worker
 
-    def read(self, function: Callable[[], Scan], *, source: str) -> Scan:
+    def read(self, reader: str, *arguments: Any, source: str, **named: Any) -> Scan:
         """Call a reading function in the worker, and read the voxels there too.
 
         Args:
-            function: Of a module that can be imported, or a ``partial`` of one with arguments
-                that can be pickled.
+            reader: ``"scan"`` for :func:`medseg.io.formats.read_scan`, ``"series"`` for
+                :func:`medseg.io.dicom_series.read_series`, ``"mask"`` for
+                :func:`medseg.io.guarded.mask_as_scan`.
+            *arguments: What the function takes.
             source: What to call the scan where the worker dies.
+            **named: What the function takes by name.
 
         Returns:
             The scan, its voxels (C, I, J, K) in memory.
@@ -121,7 +130,7 @@ class IsolatedReader:
             MedsegError: As the function or reading the voxels raised it.
             RuntimeError: They raised something else; it is named.
         """
-        request = pickle.dumps((function, _LOG.getEffectiveLevel()))
+        request = to_line([reader, list(arguments), named, _LOG.getEffectiveLevel()])
         with self._turn:
             try:
                 answer = self._ask(request, source)
@@ -189,7 +198,7 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
 def _exchange(worker: subprocess.Popen[bytes], request: bytes, source: str) -> Scan | Exception:
     if worker.stdin is None or worker.stdout is None:
         raise EOFError("no pipes")
-    worker.stdin.write(len(request).to_bytes(8, "little") + request)
+    worker.stdin.write(request)
     worker.stdin.flush()
     while True:
         line = worker.stdout.readline()
@@ -316,13 +325,12 @@ def serve() -> None:
     stream.flush()
     _LOG.handlers[:] = [_ToParent(stream)]
     _LOG.propagate = False
-    while len(head := requests.read(8)) == 8:
-        request = requests.read(int.from_bytes(head, "little"))
-        # It comes from the parent, which may run what it likes anyway.
-        function, level = pickle.loads(request)  # noqa: S301
-        _LOG.setLevel(level)
+    while line := requests.readline():
         try:
-            _answer(stream, function())
+            reader, arguments, named, level = from_line(line)
+            _LOG.setLevel(level)
+            module, function = _READERS[reader]
+            _answer(stream, getattr(import_module(module), function)(*arguments, **named))
         except MedsegError as error:
             fields = {"what": error.what, "expected": error.expected, "got": error.got}
             kind = type(error).__name__

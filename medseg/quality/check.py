@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.datasets.dataset import Dataset, listing
+from medseg.io.guarded import GuardedReader
 from medseg.quality.copies import find_copies, find_split_faults
 from medseg.quality.finding import SEVERITIES, Finding, in_order
 from medseg.quality.observe import Observation, observe_case
@@ -60,8 +61,10 @@ def check_dataset(
     """
     threads = workers or min(_MOST_THREADS, os.cpu_count() or 1)
     found: dict[str, Observation] = {}
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = {pool.submit(observe_case, case, dataset): case.id for case in dataset.cases}
+    with ThreadPoolExecutor(threads) as pool, GuardedReader() as reader:
+        waiting = {
+            pool.submit(observe_case, case, dataset, reader): case.id for case in dataset.cases
+        }
         try:
             for done, future in enumerate(as_completed(waiting), start=1):
                 found[waiting[future]] = future.result()

@@ -14,8 +14,7 @@ from medseg.core.geometry import FloatTriple, Geometry, Triple
 from medseg.core.scan import Scan
 from medseg.datasets.dataset import Case, Dataset, listing
 from medseg.datasets.inspect import value_counts
-from medseg.datasets.reading import read_case_image, read_case_mask
-from medseg.io.formats import read_scan
+from medseg.datasets.reading import HERE, Reader, read_case_image, read_case_mask
 from medseg.quality.anatomy import LabelFacts, label_facts
 from medseg.quality.finding import Finding
 from medseg.quality.thumbnail import body_box, percentiles, thumbnail
@@ -55,7 +54,7 @@ class Observation:
     labels: dict[int, LabelFacts] = field(default_factory=dict)
 
 
-def observe_case(case: Case, dataset: Dataset) -> Observation:
+def observe_case(case: Case, dataset: Dataset, reader: Reader = HERE) -> Observation:
     """Look into one case; nothing that is wrong with it raises."""
     findings: list[Finding] = []
     missing = [path.name for path in case.files if not path.exists()]
@@ -72,8 +71,8 @@ def observe_case(case: Case, dataset: Dataset) -> Observation:
                 "no-mask", "error", case.id, "a mask", "none", "Add it, or take the case out."
             )
         )  # fmt: skip
-    scan, voxels = _read_scan(case, dataset, findings)
-    read = _read_mask(case, findings)
+    scan, voxels = _read_scan(case, dataset, findings, reader=reader)
+    read = _read_mask(case, findings, reader=reader)
     facts: dict[str, Any] = {}
     if scan is not None and voxels is not None:
         voxels = _finite(voxels, case, findings)
@@ -89,12 +88,12 @@ def observe_case(case: Case, dataset: Dataset) -> Observation:
 
 
 def _read_scan(
-    case: Case, dataset: Dataset, findings: list[Finding]
+    case: Case, dataset: Dataset, findings: list[Finding], *, reader: Reader
 ) -> tuple[Scan | None, NDArray[Any] | None]:
     if any(not path.exists() for path in case.images):
         return None, None
     try:
-        scan = read_case_image(case)
+        scan = read_case_image(case, reader)
         voxels = scan.voxels()
     except GeometryError as error:
         kind = "channel-grids" if len(case.images) > 1 else "bad-header"
@@ -160,11 +159,13 @@ def _scan_facts(
     }
 
 
-def _read_mask(case: Case, findings: list[Finding]) -> tuple[NDArray[Any], Geometry] | None:
+def _read_mask(
+    case: Case, findings: list[Finding], *, reader: Reader
+) -> tuple[NDArray[Any], Geometry] | None:
     if not case.masks or any(not path.exists() for path in case.masks):
         return None
     try:
-        return _mask_values(case, findings)
+        return _mask_values(case, findings, reader=reader)
     except LabelError as error:
         findings.append(Finding.of_error("negative-labels", case.id, error))
     except GeometryError as error:
@@ -178,18 +179,18 @@ def _read_mask(case: Case, findings: list[Finding]) -> tuple[NDArray[Any], Geome
 
 
 def _mask_values(
-    case: Case, findings: list[Finding]
-) -> tuple[NDArray[Any], Geometry] | None:  # fmt: skip
+    case: Case, findings: list[Finding], *, reader: Reader
+) -> tuple[NDArray[Any], Geometry] | None:
     # Outlines and segments (DICOM) are whole by their nature, and no scan.
     if case.label is not None and case.structures is None:
-        stored = read_scan(case.label)
+        stored = reader.scan(case.label)
         if len(stored.channels) == 1:
             values = stored.voxels()[0]
             if values.dtype.kind == "f":
                 return _float_mask(values, stored, case, findings=findings)
             if stored.forms is not None and values.min() >= 0:
                 return values, stored.geometry  # whole as it is: no second reading
-    mask, grid = read_case_mask(case)
+    mask, grid = read_case_mask(case, reader)
     return mask, grid.geometry
 
 

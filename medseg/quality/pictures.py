@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from medseg.core.errors import MedsegError
 from medseg.core.geometry import Geometry
 from medseg.datasets.dataset import Case, Dataset
-from medseg.datasets.reading import read_case_image, read_case_mask
-from medseg.io.formats import read_scan
+from medseg.datasets.reading import HERE, Reader, read_case_image, read_case_mask
 from medseg.quality.anatomy import tiny_parts
 from medseg.quality.finding import Finding
 from medseg.report.pictures import overlay_planes
 
 
-def picture_of(finding: Finding, dataset: Dataset) -> bytes | None:
+def picture_of(finding: Finding, dataset: Dataset, reader: Reader = HERE) -> bytes | None:
     """A PNG of the case that a finding is about; None where nothing can be drawn.
 
     A mask on another grid is drawn where its header places it in the patient.
@@ -25,8 +24,8 @@ def picture_of(finding: Finding, dataset: Dataset) -> bytes | None:
     case = next((case for case in dataset.cases if case.id == finding.case), None)
     if case is None:
         return None
-    scan, voxels = _scan_of(case)
-    mask, grid = _mask_of(case)
+    scan, voxels = _scan_of(case, reader)
+    mask, grid = _mask_of(case, reader)
     geometry = scan or grid
     if geometry is None:
         return None
@@ -67,28 +66,28 @@ def to_grid(mask: NDArray[Any], grid: Geometry, target: Geometry) -> NDArray[Any
     return np.asarray(moved)
 
 
-def _scan_of(case: Case) -> tuple[Geometry | None, NDArray[Any] | None]:
+def _scan_of(case: Case, reader: Reader) -> tuple[Geometry | None, NDArray[Any] | None]:
     try:
-        scan = read_case_image(case)
+        scan = read_case_image(case, reader)
         return scan.geometry, scan.voxels()
     except MedsegError:
         return None, None
 
 
-def _mask_of(case: Case) -> tuple[NDArray[Any] | None, Geometry | None]:
+def _mask_of(case: Case, reader: Reader) -> tuple[NDArray[Any] | None, Geometry | None]:
     try:
-        mask, scan = read_case_mask(case)
+        mask, scan = read_case_mask(case, reader)
     except MedsegError:
-        return _rounded_mask(case)
+        return _rounded_mask(case, reader)
     return mask, scan.geometry
 
 
-def _rounded_mask(case: Case) -> tuple[NDArray[Any] | None, Geometry | None]:
+def _rounded_mask(case: Case, reader: Reader) -> tuple[NDArray[Any] | None, Geometry | None]:
     """What can be drawn of a mask that holds no whole numbers."""
     try:
         if case.label is None:
             return None, None
-        scan = read_scan(case.label)
+        scan = reader.scan(case.label)
         values = np.nan_to_num(scan.voxels()[0])
         return np.clip(np.rint(values), 0, 65535).astype(np.uint16), scan.geometry
     except MedsegError:

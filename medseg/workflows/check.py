@@ -12,6 +12,7 @@ from typing import Any
 from medseg.core.errors import InputError
 from medseg.datasets.open import open_dataset
 from medseg.io.atomic import write_text
+from medseg.io.guarded import GuardedReader
 from medseg.quality.check import CheckReport, check_dataset
 from medseg.quality.finding import Finding
 from medseg.quality.mend import mend_dataset
@@ -95,8 +96,8 @@ def _page(report: CheckReport, result: dict[str, Any]) -> str:
         blocks += _mended(result["mended"])
     shown = [finding for finding in report.findings if finding.case][:_MOST_PICTURES]
     # Drawing one picture needs its scan in memory: two at a time are enough.
-    with ThreadPoolExecutor(2) as pool:
-        drawn = list(pool.map(lambda finding: picture_of(finding, report.dataset), shown))
+    with ThreadPoolExecutor(2) as pool, GuardedReader() as reader:
+        drawn = list(pool.map(lambda finding: picture_of(finding, report.dataset, reader), shown))
     pictures = [
         Picture(png, f"{finding.case}, {finding.kind}: {finding.got}")
         for finding, png in zip(shown, drawn, strict=True)

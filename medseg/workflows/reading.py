@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from medseg.core.errors import MedsegError
 from medseg.core.plan import Plan
 from medseg.core.scan import Scan
-from medseg.io.dicom_series import read_series
 from medseg.io.dicom_studies import Study
-from medseg.io.formats import read_by_python, read_scan
+from medseg.io.guarded import needs_worker
 from medseg.io.isolated import LIMIT_S, IsolatedReader, in_memory
 from medseg.workflows import segment
 from medseg.workflows.segment import ScanLike
@@ -67,10 +64,11 @@ class ScanReader:
             return {name: self._parts(part, plan) for name, part in source.items()}
         if isinstance(source, Study):
             info = segment.wanted_series(source, plan)
-            read = partial(read_series, info, accept_gaps=source.accept_gaps)
-            return self._isolated.read(read, source=f"{source.path}, {info.name}")
-        if isinstance(source, str | Path) and _needs_worker(Path(source)):
-            return self._isolated.read(partial(read_scan, Path(source)), source=str(source))
+            return self._isolated.read(
+                "series", info, accept_gaps=source.accept_gaps, source=f"{source.path}, {info.name}"
+            )
+        if isinstance(source, str | Path) and needs_worker(Path(source)):
+            return self._isolated.read("scan", Path(source), source=str(source))
         return source
 
 
@@ -99,11 +97,3 @@ def read_ahead(
         finally:
             # After Ctrl-C nobody wants the next one.
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _needs_worker(path: Path) -> bool:
-    try:
-        return not read_by_python(path)
-    except MedsegError:
-        # Reading it here will tell what is wrong.
-        return False

@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from medseg.core.scan import Scan
+from medseg.io import isolated
 from medseg.io.formats import read_scan
 from tests.phantoms import lopsided_geometry
 
 
-def read_or_fail(path: Path) -> Scan:
+def read_or_fail(path: Path, *, series: str | None = None) -> Scan:
     """Read a scan, but for names that tell how the reader dies."""
     _fail(Path(path).name.split(".")[0])
-    return read_scan(path)
+    return read_scan(path, series=series)
 
 
 def pixels_fail(path: Path, how: str) -> Scan:
@@ -71,3 +72,20 @@ def _fail(how: str) -> None:
         time.sleep(60)
     if how == "fault":
         raise ZeroDivisionError("by\nzero")
+
+
+_NAMES = ("read_or_fail", "pixels_fail", "talking", "strange", "loaded_modules")
+
+
+def worker_with_faults(**readers: str) -> str:
+    """How to start a worker that knows the readers of this file by their names.
+
+    Args:
+        **readers: What of this file stands in for a reader of the worker's own table.
+    """
+    table = {name: (__name__, name) for name in _NAMES}
+    table |= {reader: (__name__, name) for reader, name in readers.items()}
+    return isolated._START.replace(
+        "from medseg.io.isolated import serve; serve()",
+        f"from medseg.io import isolated; isolated._READERS.update({table!r}); isolated.serve()",
+    )

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from medseg.core.errors import FileError, GeometryError, ResourceError
+from medseg.core.labels import LabelSet
 from medseg.core.scan import Scan
 from medseg.io import isolated
+from medseg.io.dicom_series import find_series, read_series
 from medseg.io.formats import read_scan
 from medseg.io.isolated import IsolatedReader
+from medseg.io.wire import from_line, to_line
 from tests.dicom_phantoms import Series, random_voxels
 from tests.io import faulty_reader
 from tests.io.test_slabs import SOURCES
@@ -34,6 +36,13 @@ from tests.phantoms import lopsided_volume, oblique_affine, write_nifti
 def reader() -> Iterator[IsolatedReader]:
     with IsolatedReader() as opened:
         yield opened
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _workers_know_faulty_readers() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isolated, "_START", faulty_reader.worker_with_faults())
+        yield
 
 
 def good(folder: Path) -> Path:
@@ -57,7 +66,7 @@ def test_the_same_scan_as_in_this_process(
     tmp_path: Path, name: str, reader: IsolatedReader
 ) -> None:
     path = SOURCES[name][0](tmp_path)
-    here, there = read_scan(path), reader.read(partial(read_scan, path), source="x")
+    here, there = read_scan(path), reader.read("scan", path, source="x")
     assert there.geometry == here.geometry
     np.testing.assert_array_equal(there.geometry.affine_ras, here.geometry.affine_ras)
     assert (there.channels, there.modality, there.source, there.slices) == (
@@ -78,8 +87,9 @@ def test_the_same_scan_as_in_this_process(
 
 def test_uneven_slices_keep_their_places(tmp_path: Path, reader: IsolatedReader) -> None:
     series = Series(random_voxels(), places=[0.0, 1.0, 2.0, 4.0, 5.0, 6.0])
-    read = partial(read_scan, series.write(tmp_path / "a"), accept_gaps=True)
-    here, there = read(), reader.read(read, source="x")
+    path = series.write(tmp_path / "a")
+    here = read_scan(path, accept_gaps=True)
+    there = reader.read("scan", path, accept_gaps=True, source="x")
     assert there.slices == here.slices
     assert there.slices is not None
     np.testing.assert_array_equal(there.voxels(), here.voxels())
@@ -88,7 +98,7 @@ def test_uneven_slices_keep_their_places(tmp_path: Path, reader: IsolatedReader)
 @pytest.mark.parametrize("layout", ["plain", "big endian", "backwards", "gaps", "one value"])
 def test_voxels_of_any_layout(layout: str, reader: IsolatedReader) -> None:
     expected = faulty_reader.strange(layout).voxels()
-    voxels = reader.read(partial(faulty_reader.strange, layout), source="x").voxels()
+    voxels = reader.read("strange", layout, source="x").voxels()
     assert voxels.dtype == expected.dtype
     np.testing.assert_array_equal(voxels, expected)
 
@@ -102,29 +112,29 @@ def test_a_crash_is_an_error_of_that_file(
     tmp_path: Path, how: str, told: str, when: str, reader: IsolatedReader
 ) -> None:
     path = good(tmp_path)
-    bad: Callable[[], Scan] = partial(faulty_reader.pixels_fail, path, how)
+    bad: tuple[Any, ...] = ("pixels_fail", path, how)
     if when == "header":
-        bad = partial(faulty_reader.read_or_fail, tmp_path / f"{how}.nrrd")
+        bad = ("read_or_fail", tmp_path / f"{how}.nrrd")
     with pytest.raises(FileError, match=rf"b/c\.nrrd.*crashed on this file \({told}\)"):
-        reader.read(bad, source="b/c.nrrd")
-    assert reader.read(partial(read_scan, path), source="x").voxels().shape == (1, 11, 8, 6)
+        reader.read(*bad, source="b/c.nrrd")
+    assert reader.read("scan", path, source="x").voxels().shape == (1, 11, 8, 6)
 
 
 def test_a_hang_is_an_error_of_that_file(tmp_path: Path) -> None:
     path = good(tmp_path)
     with IsolatedReader(limit_s=5.0) as reader:
-        reader.read(partial(read_scan, path), source="x")
+        reader.read("scan", path, source="x")
         reader._limit_s = 0.5
         started = time.perf_counter()
         with pytest.raises(FileError, match=r"hang\.nrrd: .*still at it after 0\.5 s"):
-            reader.read(partial(faulty_reader.pixels_fail, path, "hang"), source="hang.nrrd")
+            reader.read("pixels_fail", path, "hang", source="hang.nrrd")
         assert time.perf_counter() - started < 4.0
         reader._limit_s = 30.0
-        assert reader.read(partial(read_scan, path), source="x").channels == ("0",)
+        assert reader.read("scan", path, source="x").channels == ("0",)
 
 
 def test_errors_arrive_as_themselves(tmp_path: Path, reader: IsolatedReader) -> None:
-    reader.read(partial(read_scan, good(tmp_path)), source="x")
+    reader.read("scan", good(tmp_path), source="x")
     before = workers()
     (tmp_path / "bad.nrrd").write_bytes(b"NRRD0004\ntype: short\n\n")
     folder = Series(random_voxels(), places=[0.0, 1.0, 2.0, 4.0, 5.0, 6.0]).write(tmp_path / "a")
@@ -132,10 +142,10 @@ def test_errors_arrive_as_themselves(tmp_path: Path, reader: IsolatedReader) -> 
         with pytest.raises(kind) as here:
             read_scan(path)
         with pytest.raises(kind) as there:
-            reader.read(partial(read_scan, path), source="x")
+            reader.read("scan", path, source="x")
         assert str(there.value) == str(here.value)
     with pytest.raises(RuntimeError, match="ZeroDivisionError: by\nzero"):
-        reader.read(partial(faulty_reader.pixels_fail, good(tmp_path), "fault"), source="x")
+        reader.read("pixels_fail", good(tmp_path), "fault", source="x")
     assert workers() == before  # none of them cost a new worker
 
 
@@ -143,26 +153,43 @@ def test_noise_is_dropped_and_the_log_arrives(
     tmp_path: Path, reader: IsolatedReader, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="medseg"):
-        scan = reader.read(partial(faulty_reader.talking, good(tmp_path)), source="x")
+        scan = reader.read("talking", good(tmp_path), source="x")
     assert scan.voxels().shape == (1, 11, 8, 6)
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [("WARNING", "told 7")]
 
 
-def test_what_comes_back_is_never_unpickled(
-    tmp_path: Path, reader: IsolatedReader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: object) -> None:
-        raise AssertionError("unpickled")
+def test_a_dicom_series_is_asked_for_whole(tmp_path: Path, reader: IsolatedReader) -> None:
+    Series(random_voxels()).write(tmp_path / "a")
+    (info,) = find_series(tmp_path / "a")
+    assert from_line(to_line(info)) == info
+    there = reader.read("series", info, accept_gaps=False, source="x")
+    np.testing.assert_array_equal(there.voxels(), read_series(info).voxels())
 
-    for name in ("load", "loads", "Unpickler"):
-        monkeypatch.setattr(pickle, name, refuse)
-    scan = reader.read(partial(read_scan, good(tmp_path)), source="x")
-    np.testing.assert_array_equal(scan.voxels()[0], lopsided_volume()[0])
+
+def test_a_mask_and_the_labels_that_are_wanted(tmp_path: Path, reader: IsolatedReader) -> None:
+    labels = LabelSet.from_names({1: "liver", 7: "left kidney"})
+    assert from_line(to_line([labels, (1, -0.5, None), {"a": Path("b")}])) == [
+        labels, (1, -0.5, None), {"a": Path("b")},
+    ]  # fmt: skip
+    values = lopsided_volume()[0] % 3 == 0
+    path = write_nifti(tmp_path / "m.nii", values.astype(np.float32), oblique_affine())
+    scan = reader.read("mask", path, image=None, labels=labels, source="x")
+    assert scan.voxels().dtype.kind == "i"
+    np.testing.assert_array_equal(scan.voxels()[0], values)
+
+
+def test_only_the_table_can_be_asked_for(tmp_path: Path, reader: IsolatedReader) -> None:
+    with pytest.raises(RuntimeError, match="KeyError: 'os'"):
+        reader.read("os", "system", source="x")
+    with pytest.raises(TypeError, match=r"no builtins\.function can be sent"):
+        reader.read("scan", good, source="x")
+    with pytest.raises(KeyError):
+        from_line(b'{"Popen": {"args": "ls"}}')
 
 
 def test_the_worker_loads_no_deep_learning(reader: IsolatedReader) -> None:
     with pytest.raises(RuntimeError) as caught:
-        reader.read(faulty_reader.loaded_modules, source="x")
+        reader.read("loaded_modules", source="x")
     loaded = set(str(caught.value).split())
     assert {"medseg", "nibabel"} <= loaded
     assert not loaded & {"torch", "monai", "pytest"}
@@ -179,9 +206,7 @@ def test_twenty_files_with_crashes_among_them(tmp_path: Path) -> None:
     with IsolatedReader() as reader:
         for name, path in zip(names, paths, strict=True):
             try:
-                read[name] = reader.read(
-                    partial(faulty_reader.read_or_fail, path), source=str(path)
-                )
+                read[name] = reader.read("read_or_fail", path, source=str(path))
             except FileError as error:
                 failed.append((name, error.what))
         assert len(workers()) == 1 + len(before)
@@ -200,30 +225,30 @@ def test_a_worker_that_cannot_start_blames_no_file(
         IsolatedReader() as reader,
         pytest.raises(ResourceError, match=r"expected one that starts, got exit code 7"),
     ):
-        reader.read(partial(read_scan, good(tmp_path)), source="x")
+        reader.read("scan", good(tmp_path), source="x")
 
 
 def test_a_worker_that_dies_in_between_is_replaced(tmp_path: Path) -> None:
-    read = partial(read_scan, good(tmp_path))
+    read = ("scan", good(tmp_path))
     with IsolatedReader() as reader:
         before = workers()
-        reader.read(read, source="x")
+        reader.read(*read, source="x")
         (own,) = set(workers()) - set(before)
         own.kill()
         own.wait(10)
-        assert reader.read(read, source="x").channels == ("0",)
+        assert reader.read(*read, source="x").channels == ("0",)
 
 
 def test_closing_ends_a_scan_that_is_being_read(tmp_path: Path) -> None:
     path = good(tmp_path)
     reader = IsolatedReader()
-    reader.read(partial(read_scan, path), source="x")
+    reader.read("scan", path, source="x")
     before = workers()
     errors: list[Exception] = []
 
     def hang() -> None:
         try:
-            reader.read(partial(faulty_reader.pixels_fail, path, "hang"), source="x")
+            reader.read("pixels_fail", path, "hang", source="x")
         except FileError as error:
             errors.append(error)
 
@@ -236,21 +261,19 @@ def test_closing_ends_a_scan_that_is_being_read(tmp_path: Path) -> None:
     assert len(errors) == 1
     assert len(workers()) == len(before) - 1
     with pytest.raises(RuntimeError, match="closed"):
-        reader.read(partial(read_scan, path), source="x")
+        reader.read("scan", path, source="x")
 
 
 _INTERRUPTED = """
 import sys
-from functools import partial
-from pathlib import Path
 from medseg.io import isolated
-from medseg.io.formats import read_scan
 from medseg.io.isolated import IsolatedReader
-from tests.io.faulty_reader import pixels_fail
+from tests.io.faulty_reader import worker_with_faults
+isolated._START = worker_with_faults()
 with IsolatedReader() as reader:
-    reader.read(partial(read_scan, Path(sys.argv[1])), source="x")
+    reader.read("scan", sys.argv[1], source="x")
     print(reader._worker.pid, flush=True)
-    reader.read(partial(pixels_fail, Path(sys.argv[1]), "hang"), source="x")
+    reader.read("pixels_fail", sys.argv[1], "hang", source="x")
 """
 
 
@@ -261,7 +284,7 @@ def test_ctrl_c_leaves_no_worker(tmp_path: Path, repository: Path) -> None:
     script.write_text(_INTERRUPTED)
     process = subprocess.Popen(
         [sys.executable, script, good(tmp_path)], start_new_session=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(repository)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(repository), *sys.path])},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

@@ -12,13 +12,16 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from medseg.datasets.dataset import Split
 from medseg.datasets.open import open_dataset
 from medseg.datasets.write import write_dataset
+from medseg.io import isolated
 from medseg.quality.check import CheckReport, check_dataset
 from medseg.workflows.check import check
+from tests.io.faulty_reader import worker_with_faults
 from tests.phantoms import write_nifti
 
 CASE, OTHER = "abdomen_02", "abdomen_10"
@@ -319,3 +322,21 @@ def test_all_at_once_and_the_report(folder: Path, tmp_path: Path) -> None:
     assert page.count("data:image/png;base64,") == 3
     assert "<script" not in page
     assert "http" not in page.replace('http-equiv="', "")
+
+
+def test_a_file_that_crashes_its_reader_is_a_finding(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolated, "_START", worker_with_faults(scan="read_or_fail"))
+    scan = sitk.ReadImage(str(image_of(folder)))
+    table = ["case,image,label"]
+    for name, case in (("segfault", OTHER), ("good", CASE)):
+        sitk.WriteImage(scan, str(tmp_path / f"{name}.nrrd"))
+        table.append(f"{name},{name}.nrrd,{mask_of(folder, case)}")
+    (tmp_path / "cases.csv").write_text("\n".join(table))
+    (tmp_path / "labels.csv").write_text("value,name\n1,a\n2,b\n3,c\n4,d\n")
+    result = check(tmp_path / "cases.csv", tmp_path / "out")
+    (found,) = [row for row in result["findings"] if row["kind"] == "unreadable"]
+    assert found["case"] == "segfault"
+    assert "the reader crashed on this file (SIGSEGV)" in found["got"]
+    assert (tmp_path / "out" / "check.html").is_file()

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 
 from medseg.core.errors import FileError
+from medseg.io import isolated
 from medseg.io.isolated import IsolatedReader
 from medseg.workflows import reading
 from medseg.workflows.api import Model, load_model
@@ -21,7 +22,7 @@ from medseg.workflows.reading import ScanReader, read_ahead
 from medseg.workflows.segment import Prepared
 from medseg.workflows.work import Work
 from tests.dicom_phantoms import Series, random_voxels
-from tests.io.faulty_reader import read_or_fail
+from tests.io.faulty_reader import worker_with_faults
 from tests.io.test_isolated import workers
 from tests.models import small_plan, write_random_package
 from tests.phantoms import blobs, oblique_affine, write_nifti
@@ -57,7 +58,7 @@ def test_files_that_crash_or_hang_fail_alone(
         for name in names
         if name.startswith("case")
     }
-    monkeypatch.setattr(reading, "read_scan", read_or_fail)
+    monkeypatch.setattr(isolated, "_START", worker_with_faults(scan="read_or_fail"))
     monkeypatch.setattr(reading, "ScanReader", partial(ScanReader, limit_s=3.0))
     summary = predict(model, tmp_path / "in", tmp_path / "out")
     assert sorted(summary["failed"]) == ["abort", "hang", "segfault"]
@@ -73,7 +74,7 @@ def test_files_that_crash_or_hang_fail_alone(
 
 def test_all_of_them_crash(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = nrrd(tmp_path / "abort.nrrd")
-    monkeypatch.setattr(reading, "read_scan", read_or_fail)
+    monkeypatch.setattr(isolated, "_START", worker_with_faults(scan="read_or_fail"))
     with pytest.raises(FileError, match=r"abort\.nrrd: .*reader crashed on this file"):
         predict(model, path, tmp_path / "out")
     assert workers() == []
@@ -86,9 +87,9 @@ def test_what_python_reads_needs_no_worker(
     asked: list[str] = []
     read = IsolatedReader.read
 
-    def watched(self: IsolatedReader, function: Any, *, source: str) -> Any:
+    def watched(self: IsolatedReader, *arguments: Any, source: str, **named: Any) -> Any:
         asked.append(source)
-        return read(self, function, source=source)
+        return read(self, *arguments, source=source, **named)
 
     monkeypatch.setattr(IsolatedReader, "read", watched)
     predict(model, path, tmp_path / "a")
@@ -151,7 +152,7 @@ def test_an_interrupted_batch_leaves_no_worker(
 ) -> None:
     for name in ("a", "hang", "z"):
         nrrd(tmp_path / "in" / f"{name}.nrrd")
-    monkeypatch.setattr(reading, "read_scan", read_or_fail)
+    monkeypatch.setattr(isolated, "_START", worker_with_faults(scan="read_or_fail"))
 
     def interrupted(self: Model, prepared: Prepared) -> Any:
         # Ctrl-C while the network runs, and the next scan hangs in its reader.
