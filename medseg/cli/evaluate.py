@@ -26,7 +26,7 @@ def evaluate_command(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for metrics.json, metrics.csv and worst.png."),
+        typer.Option(help="Folder for report.html, metrics.json, metrics.csv and worst.png."),
     ] = None,
     tolerance_mm: Annotated[
         float, typer.Option(min=0.0, help="How far a border may be off for NSD, in mm.")
@@ -48,18 +48,50 @@ def evaluate_command(
     labels: Annotated[
         str | None, typer.Option(help="What to score, for example liver=1+2,spleen.")
     ] = None,
+    lesions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Labels whose single lesions are scored too; '*' for all."
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Other predictions of the same cases, to compare with (Wilcoxon)."),
+    ] = None,
+    second_reader: Annotated[
+        Path | None,
+        typer.Option(help="A second reader's masks: how well two readers agree."),
+    ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option(help="A CSV of case and group, or a splits.json: figures for each."),
+    ] = None,
+    organs: Annotated[
+        bool,
+        typer.Option(
+            "--organs",
+            help="Every folder with masks is a case with a file per organ; they may overlap.",
+        ),
+    ] = False,
+    resample: Annotated[
+        str | None,
+        typer.Option(help="'nearest': bring predictions on another grid to the reference's."),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of the scans, to draw them under the masks.")
     ] = None,
+    tables: Annotated[
+        str, typer.Option(help="Also write the summary as md and/or tex, for example md,tex.")
+    ] = "",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Cases scored at once; one per core by default.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
-    """Compare masks with references: Dice, IoU, HD95 and surface Dice (NSD).
+    """Compare masks with references: overlap, surface distance, volume, lesions.
 
     Masks are paired by their path below the folder. A label in neither mask of a case is
-    left out there; a label in one mask only scores 0, and its HD95 is undefined.
+    left out there; a label in one mask only scores 0, and its distances are undefined.
 
     Example: medseg evaluate masks sample_data/abdomen/labelsTr --out evaluation
     """
@@ -68,13 +100,17 @@ def evaluate_command(
     with progress_bar("evaluate") as progress:
         result = evaluate(
             predictions, references, out, tolerance_mm=tolerance_mm, allow_missing=allow_missing,
-            cases=None if cases is None else read_case_ids(cases), labels=labels, images=images,
-            workers=workers, progress=progress,
+            cases=None if cases is None else read_case_ids(cases), labels=labels, lesions=lesions,
+            against=against, second_reader=second_reader, groups=groups, organs=organs,
+            resample=resample, images=images, workers=workers, progress=progress,
+            tables=[kind.strip() for kind in tables.split(",") if kind.strip()],
         )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
         _show_table(result)
+        if "comparison" in result:
+            _show_comparison(result["comparison"])
         if out is not None:
             typer.echo(f"Written: {out}")
     _tell_problems(result, allow_missing=allow_missing)
@@ -134,26 +170,51 @@ def _show_table(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table("label", title="Mean over cases; in brackets its 95 % interval")
-    for head in ("Dice", "", "IoU", "HD95 mm", "NSD", "cases"):
+    reader = result.get("second_reader")
+    heads = ("Dice", "", *(("reader",) if reader else ()), "HD95 mm", "ASSD mm", "NSD", "cases")
+    for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
-    for row in result["labels"].values():
+    for value, row in result["labels"].items():
         # Names come from files: they are text, never markup.
         name = str(row["name"]).replace("[", "\\[")
-        table.add_row(name, *_figures(row), str(row["cases"]))
+        ceiling = [reader["labels"].get(value, {})] if reader else []
+        table.add_row(name, *_figures(row, ceiling), str(row["cases"]))
     table.add_section()
-    table.add_row("mean", *_figures(result["mean"]), str(len(result["cases"])), style="bold")
+    mean = _figures(result["mean"], [reader["mean"]] if reader else [])
+    table.add_row("mean", *mean, str(len(result["cases"])), style="bold")
     Console().print(table)
 
 
-def _figures(row: dict[str, Any]) -> list[str]:
+def _figures(row: dict[str, Any], ceiling: list[dict[str, Any]]) -> list[str]:
     low, high = row["dice_interval"]
     return [
         _figure(row["dice"], digits=3),
         "" if low is None or high is None else f"({low:.3f}-{high:.3f})",
-        _figure(row["iou"], digits=3),
+        *(_figure(reader.get("dice"), digits=3) for reader in ceiling),
         _figure(row["hd95_mm"], digits=2),
+        _figure(row["assd_mm"], digits=2),
         _figure(row["nsd"], digits=3),
     ]
+
+
+def _show_comparison(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    against = str(found["against"]).replace("[", "\\[")
+    table = Table("label", title=f"{against} - these predictions, on {found['cases']} cases")
+    for head in ("Dice", "p", "effect", "higher", "lower", "HD95 mm"):
+        table.add_column(head, justify="right", no_wrap=True)
+    rows = [(row["name"], row) for row in found["labels"].values()] + [("mean", found["mean"])]
+    for name, row in rows:
+        dice = row["dice"]
+        table.add_row(
+            str(name).replace("[", "\\["), _figure(dice["mean_difference"], digits=4),
+            _figure(dice["p_value"], digits=4), _figure(dice["rank_biserial"], digits=2),
+            str(dice["higher"]), str(dice["lower"]),
+            _figure(row["hd95_mm"]["mean_difference"], digits=2),
+        )  # fmt: skip
+    Console().print(table)
 
 
 def _figure(value: float | None, *, digits: int) -> str:

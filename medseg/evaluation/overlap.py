@@ -1,4 +1,4 @@
-"""Overlap of two label masks: counts, Dice and IoU."""
+"""Overlap of two label masks: counts, and what follows from them alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.core.errors import GeometryError
+from medseg.evaluation.masks import check_shapes
 
 # Large enough that NumPy's loops dominate, small enough that the int64 copy which bincount
 # makes stays far below the size of a scan.
@@ -21,6 +21,16 @@ class Overlap(NamedTuple):
     true_positive: int
     false_positive: int
     false_negative: int
+
+    @property
+    def predicted(self) -> int:
+        """Voxels of the prediction."""
+        return self.true_positive + self.false_positive
+
+    @property
+    def referred(self) -> int:
+        """Voxels of the reference."""
+        return self.true_positive + self.false_negative
 
 
 def overlap_counts(
@@ -41,10 +51,7 @@ def overlap_counts(
     Raises:
         GeometryError: The shapes differ.
     """
-    if prediction.shape != reference.shape:
-        raise GeometryError(
-            "masks to compare", expected=f"shape {reference.shape}", got=str(prediction.shape)
-        )
+    check_shapes(prediction.shape, reference.shape)
     if not values:
         return {}
     top = max(values)
@@ -75,6 +82,42 @@ def iou(counts: Overlap) -> float:
     P. Jaccard, "The distribution of the flora in the alpine zone", 1912.
     """
     return _ratio(counts.true_positive, sum(counts))
+
+
+def precision(counts: Overlap) -> float:
+    """Share of the prediction that is right, TP / (TP + FP); NaN when it is empty."""
+    return _ratio(counts.true_positive, counts.predicted)
+
+
+def recall(counts: Overlap) -> float:
+    """Share of the reference that is found, TP / (TP + FN); NaN when it is empty."""
+    return _ratio(counts.true_positive, counts.referred)
+
+
+def volume_difference(counts: Overlap) -> float:
+    """Relative volume difference, (prediction - reference) / reference; NaN without reference.
+
+    Its absolute value in percent is the RAVD of T. Heimann et al., 2009.
+    """
+    return _ratio(counts.predicted - counts.referred, counts.referred)
+
+
+def cohen_kappa(counts: Overlap, voxels: int) -> float:
+    """Agreement beyond chance on "label or not" over all voxels of the image.
+
+    J. Cohen, "A coefficient of agreement for nominal scales", 1960. NaN when the label is in
+    no voxel or in every voxel of both masks: then chance agrees as well.
+
+    Args:
+        counts: Of one label.
+        voxels: Of the whole image.
+    """
+    rest = voxels - sum(counts)
+    observed = (counts.true_positive + rest) / voxels
+    by_chance = (counts.predicted / voxels) * (counts.referred / voxels) + (
+        (voxels - counts.predicted) / voxels
+    ) * ((voxels - counts.referred) / voxels)
+    return (observed - by_chance) / (1 - by_chance) if by_chance < 1 else float("nan")
 
 
 def _ratio(part: int, whole: int) -> float:

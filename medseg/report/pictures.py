@@ -149,7 +149,7 @@ class _Block:
         flat = [plane for plane in PLANES if grid.shape[plane.normal] == 1]
         self.flat = bool(flat)
         self.planes = (flat[0],) if flat else PLANES
-        self.cuts = _best_cuts(list(self.masks.values()), grid.shape)
+        self.cuts = best_cuts(list(self.masks.values()), grid.shape)
         sizes_mm = [
             [grid.shape[axis] * grid.spacing_mm[axis] for axis in plane.axes]
             for plane in self.planes
@@ -219,7 +219,7 @@ class _Block:
         frame(axes, (shape[1] * across, shape[0] * down), letters=plane.letters, flat=self.flat)
 
 
-def _best_cuts(masks: Sequence[NDArray[Any]], shape: tuple[int, ...]) -> tuple[int, int, int]:
+def best_cuts(masks: Sequence[NDArray[Any]], shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Index along each axis of the slice that shows the most of all labels.
 
     A label counts by its area in the slice as a share of its largest area in any. So a pair

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import numpy as np
-from numpy.typing import NDArray
-
-from medseg.core.errors import (
-    DatasetError,
-    GeometryError,
-    InputError,
-    LabelError,
-    MedsegError,
-    SettingsError,
-)
+from medseg.core.errors import InputError, MedsegError, SettingsError
 from medseg.core.labels import LabelSet
-from medseg.core.scan import Scan
-from medseg.datasets.open import open_dataset
-from medseg.evaluation.evaluate import METRICS, CaseScores, score_case, summarise
-from medseg.io.atomic import write_bytes, write_text
-from medseg.io.formats import read_label_names, read_mask, read_scan
-from medseg.report.pictures import CasePicture, case_montage
-from medseg.workflows.pairing import MaskPair, index_by_case, label_folder, pair_masks
+from medseg.evaluation.compare import compare
+from medseg.evaluation.evaluate import CaseScores, ScoreOptions, score_case, summarise
+from medseg.workflows.evaluation_labels import find_labels, lesion_values, organ_values
+from medseg.workflows.groups import read_groups
+from medseg.workflows.mask_reading import Rules, read_pair
+from medseg.workflows.pairing import MaskPair, label_folder, pair_masks
 
 _LOG = logging.getLogger(__name__)
-_WORST_SHOWN = 4
 
 Progress = Callable[[int, int, str], None]
 
@@ -46,31 +30,31 @@ class EvaluateOptions(TypedDict, total=False):
         cases: Only these case ids; others count neither as missing nor as unpaired.
         labels: What to score: a label set, or a selection such as ``"liver=1+2,spleen"``.
             Where a label unites several values, the references' values are united.
-        images: Folder of the scans, by the same case ids, for the picture.
+        lesions: Names of labels whose single lesions are scored too, or ``"*"`` for all.
+        against: Other predictions of the same cases, to be compared with.
+        second_reader: A second reader's masks: how far readers agree is how good a mask can be.
+        groups: A table of case and group, or a ``splits.json``: figures for each group or fold.
+        organs: Every folder with masks is one case, with a file per organ. Folders called
+            ``segmentations``, ``masks`` or ``organs`` are taken for that without asking.
+        resample: ``"nearest"`` brings predictions on another grid to that of the reference.
+        images: Folder of the scans, by the same case ids, for the pictures.
+        tables: Formats of a table to be written besides: ``"md"``, ``"tex"``.
         workers: Cases scored at once; by default one per CPU core.
         progress: Called as (cases done, cases in all, case id) after each case.
     """
 
     cases: Sequence[str] | None
     labels: LabelSet | str | None
+    lesions: Sequence[str] | str | None
+    against: str | Path | None
+    second_reader: str | Path | None
+    groups: str | Path | None
+    organs: bool
+    resample: str | None
     images: str | Path | None
+    tables: Sequence[str]
     workers: int | None
     progress: Progress | None
-
-
-@dataclass(frozen=True)
-class _Rules:
-    """What holds for all cases."""
-
-    tolerance_mm: float
-    labels: LabelSet | None
-
-    @property
-    def unites(self) -> bool:
-        """Whether a label stands for other values in the references than its own."""
-        return self.labels is not None and any(
-            label.sources not in ((), (label.value,)) for label in self.labels.labels
-        )
 
 
 def evaluate(
@@ -86,13 +70,14 @@ def evaluate(
 
     The case id is the path below the folder without the suffix. A reference without a
     prediction is scored like an empty one. Label names come from the predictions' NIfTI
-    header, else from a ``dataset.json`` in or above the references' folder.
+    header, else from a ``dataset.json`` in or above the references' folder; those of a
+    folder with a file per organ are the names of the files.
 
     Args:
         predictions: A folder of masks, or one mask.
         references: A folder of masks (``labelsTr`` or the dataset that holds it), or one.
-        out: Folder for ``metrics.json``, ``metrics.csv`` and ``worst.png``, each written
-            whole or not at all; None to write nothing.
+        out: Folder for ``metrics.json``, ``metrics.csv``, ``report.html`` and ``worst.png``,
+            each written whole or not at all; None to write nothing.
         tolerance_mm: How far a border may be off for NSD.
         allow_missing: Leave references without a prediction out instead.
         **options: See :class:`EvaluateOptions`.
@@ -101,25 +86,29 @@ def evaluate(
         What ``metrics.json`` holds: ``mean``, ``labels``, ``cases`` and ``definitions`` as
         :func:`medseg.evaluation.evaluate.summarise` gives them, and ``missing`` (case
         ids), ``failed`` (case id to message) and ``unpaired`` (predictions without a
-        reference).
+        reference). Where asked for also ``comparison`` (as
+        :func:`medseg.evaluation.compare.compare` gives it), ``second_reader`` and ``groups``
+        (by name), both with ``mean`` and ``labels``.
 
     Raises:
         InputError: Nothing can be paired, or no case can be scored.
         OutputError: A result cannot be written.
     """
-    if not tolerance_mm >= 0:
-        raise SettingsError("tolerance_mm", expected="0 or more", got=str(tolerance_mm))
+    _check_options(tolerance_mm, options)
+    folder = None if out is None else Path(out)
     predictions, references = Path(predictions), label_folder(Path(references))
-    picture = None if out is None else Path(out) / "worst.png"
-    pairs, unpaired = pair_masks(predictions, references, cases=options.get("cases"), skip=picture)
-    labels = _labels(options.get("labels"), pairs, references)
+    groups = options.get("groups")
+    grouped = {} if groups is None else read_groups(groups)
+    pairs, unpaired = _pair(predictions, references, folder, options)
+    labels = find_labels(options.get("labels"), pairs, references)
+    rules = Rules(
+        tolerance_mm, labels, lesion_values(options.get("lesions"), labels),
+        organ_values(pairs, references), options.get("resample") == "nearest",
+    )  # fmt: skip
     missing = [pair.case for pair in pairs if pair.prediction is None]
     if allow_missing:
         pairs = [pair for pair in pairs if pair.prediction is not None]
-    rules = _Rules(tolerance_mm, labels)
-    scores, failed = _score_all(
-        pairs, rules, workers=options.get("workers"), progress=options.get("progress")
-    )
+    scores, failed = _score_all(pairs, rules, options)
     if not scores:
         case, message = next(iter(failed.items()))
         raise InputError(
@@ -128,74 +117,99 @@ def evaluate(
         )  # fmt: skip
     result = summarise(scores, labels, tolerance_mm=tolerance_mm)
     result |= {"missing": missing, "failed": failed, "unpaired": unpaired}
-    if picture is not None:
-        write_text(picture.with_name("metrics.json"), json.dumps(result, indent=2) + "\n")
-        write_text(picture.with_name("metrics.csv"), _table(result))
-        _draw_worst(picture, pairs, scores, rules=rules, images=options.get("images"))
+    result |= _besides(scores, rules, references, options)
+    result |= _by_group(scores, rules, grouped)
+    if folder is not None:
+        # Pictures and pages take a while to load, and are not always wanted.
+        from medseg.workflows.evaluation_report import write_results
+
+        write_results(
+            folder, result, [pair for pair in pairs if pair.case in scores], rules,
+            images=options.get("images"), tables=options.get("tables", ()),
+        )  # fmt: skip
     return result
 
 
-def _labels(
-    given: LabelSet | str | None, pairs: Sequence[MaskPair], references: Path
-) -> LabelSet | None:
-    """What to score; None when no name is known."""
-    if isinstance(given, LabelSet):
-        return given
-    stated = next(filter(None, (_names_in(pair.prediction) for pair in pairs)), None)
-    known = _dataset_labels(references)
-    if isinstance(given, str):
-        base = known or stated
-        if base is None:
-            raise LabelError(
-                f"labels '{given}'", expected="masks whose labels have names", got="none",
-                cure="Put a dataset.json beside the references.",
-            )  # fmt: skip
-        return base.regroup(given)
-    if stated is not None and known is not None:
-        _compare_names(stated, known)
-    return stated or known
+def _check_options(tolerance_mm: float, options: EvaluateOptions) -> None:
+    if not tolerance_mm >= 0:
+        raise SettingsError("tolerance_mm", expected="0 or more", got=str(tolerance_mm))
+    resample = options.get("resample")
+    if resample not in (None, "nearest"):
+        raise SettingsError(
+            "resample", expected="nearest", got=str(resample),
+            cure="Labels cannot be interpolated otherwise.",
+        )  # fmt: skip
+    unknown = [name for name in options.get("tables", ()) if name not in ("md", "tex")]
+    if unknown:
+        raise SettingsError("tables", expected="md, tex", got=", ".join(unknown))
 
 
-def _names_in(prediction: Path | None) -> LabelSet | None:
-    if prediction is None:
-        return None
-    try:
-        return read_label_names(prediction)
-    except MedsegError:
-        # A damaged file is told about when its turn comes.
-        return None
+def _pair(
+    predictions: Path, references: Path, out: Path | None, options: EvaluateOptions
+) -> tuple[list[MaskPair], list[str]]:
+    return pair_masks(
+        predictions, references, cases=options.get("cases"),
+        skip=None if out is None else out / "worst.png", organs=options.get("organs", False),
+    )  # fmt: skip
 
 
-def _dataset_labels(references: Path) -> LabelSet | None:
-    for folder in (references, *references.absolute().parents[:2]):
-        if not (folder / "dataset.json").is_file():
+def _besides(
+    scores: Mapping[str, CaseScores], rules: Rules, references: Path, options: EvaluateOptions
+) -> dict[str, Any]:
+    """Other masks of the same cases: another model's, a second reader's."""
+    found: dict[str, Any] = {}
+    for key, place in (
+        ("comparison", options.get("against")), ("second_reader", options.get("second_reader")),
+    ):  # fmt: skip
+        if place is None:
             continue
-        try:
-            return open_dataset(folder, lenient=True).labels
-        except DatasetError as error:
-            _LOG.warning("label names are not taken from %s: %s", folder / "dataset.json", error)
-    return None
-
-
-def _compare_names(stated: LabelSet, known: LabelSet) -> None:
-    theirs = dict(zip(known.values, known.names, strict=True))
-    for label in stated.labels:
-        other = theirs.get(label.value)
-        if other is not None and other.casefold() != label.name.casefold():
-            _LOG.warning(
-                "value %d is '%s' in the predictions, but '%s' in dataset.json",
-                label.value, label.name, other,
+        chosen: EvaluateOptions = {**options, "cases": list(scores)}
+        pairs, _ = _pair(Path(place), references, None, chosen)
+        others, failed = _score_all([pair for pair in pairs if pair.prediction], rules, options)
+        if not others:
+            raise InputError(
+                str(place), expected="masks of the cases that are scored",
+                got=next(iter(failed.values()), "none"),
             )  # fmt: skip
+        if key == "comparison":
+            found[key] = compare(scores, others, rules.labels) | {"against": Path(place).name}
+        else:
+            found[key] = _summary(others, rules) | {"cases": len(others)}
+    return found
+
+
+def _by_group(
+    scores: Mapping[str, CaseScores], rules: Rules, grouped: Mapping[str, str]
+) -> dict[str, Any]:
+    if not grouped:
+        return {}
+    alone = [case for case in scores if case not in grouped]
+    if alone:
+        _LOG.warning("%d cases are in no group, %s the first", len(alone), alone[0])
+    groups = {}
+    for group in dict.fromkeys(grouped[case] for case in scores if case in grouped):
+        own = {case: found for case, found in scores.items() if grouped.get(case) == group}
+        groups[group] = _summary(own, rules) | {"cases": len(own)}
+    return {"groups": groups}
+
+
+def _summary(scores: Mapping[str, CaseScores], rules: Rules) -> dict[str, Any]:
+    whole = summarise(scores, rules.labels, tolerance_mm=rules.tolerance_mm)
+    return {key: whole[key] for key in ("mean", "labels")}
 
 
 def _score_all(
-    pairs: Sequence[MaskPair], rules: _Rules, *, workers: int | None, progress: Progress | None
+    pairs: Sequence[MaskPair], rules: Rules, options: EvaluateOptions
 ) -> tuple[dict[str, CaseScores], dict[str, str]]:
     """Score the cases in threads; reading, counting and distances leave Python's lock free."""
     scores: dict[str, CaseScores] = {}
     failed: dict[str, str] = {}
-    with ThreadPoolExecutor(max(1, workers or os.cpu_count() or 1)) as pool:
-        jobs = {pool.submit(_score, pair, rules): pair.case for pair in pairs}
+    workers = max(1, options.get("workers") or os.cpu_count() or 1)
+    progress = options.get("progress")
+    # Few cases leave cores for their labels.
+    inner = max(1, workers // max(1, len(pairs)))
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = {pool.submit(_score, pair, rules, inner): pair.case for pair in pairs}
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
                 case = jobs[job]
@@ -222,99 +236,10 @@ def _collect(
         _LOG.warning("case %s: %s", case, error)
 
 
-def _score(pair: MaskPair, rules: _Rules) -> CaseScores:
-    prediction, reference, scan = _read(pair, rules)
+def _score(pair: MaskPair, rules: Rules, workers: int) -> CaseScores:
+    prediction, reference, scan = read_pair(pair, rules)
+    options = ScoreOptions(rules.lesions, scan.geometry.voxel_volume_mm3, workers)
     return score_case(
         prediction, reference, spacing_mm=scan.geometry.spacing_mm, labels=rules.labels,
-        tolerance_mm=rules.tolerance_mm,
+        tolerance_mm=rules.tolerance_mm, options=options,
     )  # fmt: skip
-
-
-def _read(pair: MaskPair, rules: _Rules) -> tuple[NDArray[Any], NDArray[Any], Scan]:
-    """Prediction and reference (I, J, K) on one grid, and the reference's scan."""
-    # Structures of DICOM masks are known by their names; their numbers mean nothing.
-    named = None if rules.unites else rules.labels
-    reference, scan = read_mask(pair.reference, labels=named)
-    if rules.unites and rules.labels is not None:
-        reference = rules.labels.to_values(rules.labels.to_classes(reference))
-    if pair.prediction is None:
-        return np.zeros(reference.shape, dtype=np.uint8), reference, scan
-    prediction, grid = read_mask(pair.prediction, labels=named)
-    gap = grid.geometry.difference(scan.geometry)
-    if gap is not None:
-        raise GeometryError(
-            f"grid of {pair.prediction}", expected=f"that of {pair.reference}", got=gap,
-            cure="Resample the prediction to the reference's grid, or predict on that scan.",
-        )  # fmt: skip
-    return prediction, reference, scan
-
-
-def _table(result: Mapping[str, Any]) -> str:
-    """``metrics.csv``: a row per case and label; an empty field where undefined."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "value", "name", *METRICS])
-    for case, labels in result["cases"].items():
-        for value, figures in labels.items():
-            row = ["" if figures[metric] is None else figures[metric] for metric in METRICS]
-            writer.writerow([case, value, result["labels"][value]["name"], *row])
-    return text.getvalue()
-
-
-def _draw_worst(
-    path: Path,
-    pairs: Sequence[MaskPair],
-    scores: Mapping[str, CaseScores],
-    *,
-    rules: _Rules,
-    images: str | Path | None,
-) -> None:
-    """Draw the cases of the lowest mean Dice; nothing when no case has a mask to show."""
-    shown = [
-        pair
-        for pair in pairs
-        if pair.prediction and pair.case in scores and np.isfinite(scores[pair.case].mean_dice)
-    ]
-    shown.sort(key=lambda pair: scores[pair.case].mean_dice)
-    if not shown:
-        path.unlink(missing_ok=True)
-        return
-    scans = {} if images is None else index_by_case(Path(images), "images")
-    values = sorted({value for pair in shown for value in scores[pair.case].labels})
-    labels = rules.labels or LabelSet.from_names({value: f"label {value}" for value in values})
-    pictures = list(_pictures(shown[:_WORST_SHOWN], scores, rules=rules, scans=scans))
-    write_bytes(path, case_montage(pictures, labels, title="Lowest mean Dice"))
-
-
-def _pictures(
-    pairs: Sequence[MaskPair],
-    scores: Mapping[str, CaseScores],
-    *,
-    rules: _Rules,
-    scans: Mapping[str, Path],
-) -> Iterator[CasePicture]:
-    for pair in pairs:
-        prediction, reference, grid = _read(pair, rules)
-        voxels, modality = _scan_voxels(pair.case, grid, scans)
-        yield CasePicture(
-            f"{pair.case}   Dice {scores[pair.case].mean_dice:.3f}",
-            grid.geometry, {"truth": reference, "prediction": prediction}, voxels, modality,
-        )  # fmt: skip
-
-
-def _scan_voxels(
-    case: str, grid: Scan, scans: Mapping[str, Path]
-) -> tuple[NDArray[Any] | None, str]:
-    """The scan under the masks; a picture without it is better than none."""
-    path = scans.get(case) or scans.get(f"{case}_0000")
-    if path is None:
-        return None, ""
-    try:
-        scan = read_scan(path)
-        gap = scan.geometry.difference(grid.geometry)
-        if gap is None:
-            return scan.voxels(), scan.modality
-        _LOG.warning("case %s is drawn without its scan: %s", case, gap)
-    except MedsegError as error:
-        _LOG.warning("case %s is drawn without its scan: %s", case, error)
-    return None, ""

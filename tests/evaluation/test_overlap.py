@@ -1,4 +1,4 @@
-"""Overlap by hand and against MONAI."""
+"""Overlap by hand, against MONAI, scikit-learn and MedPy."""
 
 from __future__ import annotations
 
@@ -7,11 +7,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from medpy.metric import binary
 from monai.metrics import compute_dice, compute_iou
+from sklearn import metrics as sklearn_metrics
 
 from medseg.core.errors import GeometryError
 from medseg.evaluation import overlap
-from medseg.evaluation.overlap import Overlap, dice, iou, overlap_counts
+from medseg.evaluation.overlap import (
+    Overlap,
+    cohen_kappa,
+    dice,
+    iou,
+    overlap_counts,
+    precision,
+    recall,
+    volume_difference,
+)
 
 
 def test_by_hand() -> None:
@@ -47,6 +58,35 @@ def test_against_monai(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPa
     assert [dice(counts[v]) for v in values] == pytest.approx(expected, abs=1e-6)
     expected = compute_iou(*hot, include_background=True)[0].tolist()
     assert [iou(counts[v]) for v in values] == pytest.approx(expected, abs=1e-6)
+
+
+def test_against_scikit_learn_and_medpy() -> None:
+    rng = np.random.default_rng(4)
+    for share in (0.02, 0.4, 0.97):
+        prediction, reference = rng.random((2, 11, 9, 7)) < share
+        prediction[0, 0, 0] = reference[0, 0, 0] = True
+        counts = overlap_counts(prediction.view(np.uint8), reference.view(np.uint8), [1])[1]
+        flat = reference.ravel(), prediction.ravel()
+        assert precision(counts) == pytest.approx(sklearn_metrics.precision_score(*flat))
+        assert recall(counts) == pytest.approx(sklearn_metrics.recall_score(*flat))
+        assert dice(counts) == pytest.approx(sklearn_metrics.f1_score(*flat))
+        assert iou(counts) == pytest.approx(sklearn_metrics.jaccard_score(*flat))
+        kappa = cohen_kappa(counts, prediction.size)
+        assert kappa == pytest.approx(sklearn_metrics.cohen_kappa_score(*flat))
+        assert volume_difference(counts) == pytest.approx(binary.ravd(prediction, reference))
+        assert precision(counts) == pytest.approx(binary.precision(prediction, reference))
+
+
+def test_ratios_by_hand() -> None:
+    counts = Overlap(6, 2, 4)
+    assert (precision(counts), recall(counts)) == (0.75, 0.6)
+    assert volume_difference(counts) == pytest.approx(-0.2)
+    # 14 of 20 agree; by chance 0.4 * 0.5 + 0.6 * 0.5 would.
+    assert cohen_kappa(counts, 20) == pytest.approx((0.7 - 0.5) / 0.5)
+    assert math.isnan(precision(Overlap(0, 0, 3)))
+    assert math.isnan(recall(Overlap(0, 3, 0)))
+    assert math.isnan(volume_difference(Overlap(0, 3, 0)))
+    assert math.isnan(cohen_kappa(Overlap(8, 0, 0), 8))
 
 
 def test_values_outside_are_background() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medseg.evaluation.statistics import bootstrap_interval, mean_over_cases
+from medseg.evaluation.statistics import bootstrap_interval, mean_over_cases, paired_test
 
 NAN = math.nan
 
@@ -58,3 +58,30 @@ def test_repeats_and_limits() -> None:
     assert bootstrap_interval([0.7, 0.7, 0.7]) == pytest.approx((0.7, 0.7))
     for few in ([], [0.5], [0.5, NAN]):
         assert all(math.isnan(end) for end in bootstrap_interval(few))
+
+
+def test_paired_by_hand() -> None:
+    found = paired_test([0.5, 0.6, 0.7, NAN, 0.9], [0.6, 0.58, 1.0, 0.8, 0.9])
+    # Changes 0.1, -0.02, 0.3 and none: ranks 2, 1 and 3.
+    assert (found.cases, found.higher, found.lower) == (4, 2, 1)
+    assert found.mean_difference == pytest.approx(0.38 / 4)
+    assert found.rank_biserial == pytest.approx((2 + 3 - 1) / 6)
+    # Of the 8 ways to give signs to 3 ranks, two have a negative sum of at most 1.
+    assert found.p_value == pytest.approx(2 * 2 / 8)
+    same = paired_test([0.1, 0.2], [0.1, 0.2])
+    assert (same.p_value, same.rank_biserial, same.mean_difference) == (1.0, 0.0, 0.0)
+    none = paired_test([NAN], [0.3])
+    assert none.cases == 0
+    assert math.isnan(none.p_value)
+
+
+def test_paired_against_scipy() -> None:
+    first, second = np.random.default_rng(3).random((2, 40))
+    expected = stats.wilcoxon(second, first, method="exact")
+    found = paired_test(first, second)
+    assert found.p_value == pytest.approx(expected.pvalue)
+    total = 40 * 41 / 2
+    sign = np.sign(found.rank_biserial)
+    assert found.rank_biserial == pytest.approx(sign * (total - 2 * expected.statistic) / total)
+    low, high = found.interval
+    assert low < found.mean_difference < high

@@ -1,19 +1,28 @@
-"""Surface distances by hand and against MONAI, on unequal spacing."""
+"""Surface distances by hand, against MONAI, MedPy and surface-distance, on unequal spacing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from medpy.metric import binary
+from monai.metrics import (
+    compute_average_surface_distance,
+    compute_hausdorff_distance,
+    compute_surface_dice,
+)
 from numpy.typing import NDArray
 from scipy import ndimage
+from surface_distance import metrics as elements
 
 from medseg.core.errors import GeometryError
 from medseg.evaluation.surface import (
     SurfaceDistances,
+    assd,
+    hd,
     hd95,
     label_surface_distances,
     nsd,
@@ -100,11 +109,77 @@ def test_against_monai(shape: tuple[int, int, int], seed: int) -> None:
         *hot, include_background=True, percentile=95, spacing=spacing_mm
     )
     assert hd95(distances) == pytest.approx(float(expected), rel=1e-5)
+    expected = compute_hausdorff_distance(*hot, include_background=True, spacing=spacing_mm)
+    assert hd(distances) == pytest.approx(float(expected), rel=1e-5)
+    expected = compute_average_surface_distance(
+        *hot, include_background=True, symmetric=True, spacing=spacing_mm
+    )
+    assert assd(distances) == pytest.approx(float(expected), rel=1e-5)
     for tolerance_mm in (0.5, 1.55, 2.7):
         expected = compute_surface_dice(
             *hot, class_thresholds=[tolerance_mm], include_background=True, spacing=spacing_mm
         )
         assert nsd(distances, tolerance_mm) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_against_medpy() -> None:
+    prediction, reference = _blob((24, 17, 11), 4), _blob((24, 17, 11), 5)
+    distances = _measure(prediction, reference)
+    expected = binary.hd(prediction, reference, SPACING_MM)
+    assert hd(distances) == pytest.approx(expected, rel=1e-6)
+    expected = binary.assd(prediction, reference, SPACING_MM)
+    assert assd(distances) == pytest.approx(expected, rel=1e-6)
+
+
+def _pairs(shape: tuple[int, int, int]) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    rng = np.random.default_rng(9)
+    yield _blob(shape, 0), _blob(shape, 1)
+    yield _blob(shape, 0), np.roll(_blob(shape, 0), 1, axis=1)
+    for share in (0.02, 0.5, 0.95):
+        yield rng.random(shape) < share, rng.random(shape) < share
+    full, one = np.ones(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    one[0, -1, 0] = True
+    yield from ((full, one), (one, full), (full, full), (one, one))
+
+
+@pytest.mark.parametrize("shape", [(24, 17, 11), (30, 21, 1)])
+@pytest.mark.filterwarnings("ignore:.*scipy.ndimage.*:DeprecationWarning")
+def test_against_surface_distance(shape: tuple[int, int, int]) -> None:
+    dims = 3 if shape[2] > 1 else 2
+    for prediction, reference in _pairs(shape):
+        expected = elements.compute_surface_distances(
+            reference.reshape(shape[:dims]), prediction.reshape(shape[:dims]), SPACING_MM[:dims]
+        )
+        found = surface_distances(
+            prediction, reference, spacing_mm=SPACING_MM, definition="surface-element"
+        )
+        assert found is not None
+        for share, figure in ((95, hd95(found)), (100, hd(found))):
+            theirs = elements.compute_robust_hausdorff(expected, share)
+            assert figure == pytest.approx(theirs, rel=1e-6)
+        for tolerance_mm in (0.0, 0.5, 1.55, 2.7):
+            theirs = elements.compute_surface_dice_at_tolerance(expected, tolerance_mm)
+            assert nsd(found, tolerance_mm) == pytest.approx(theirs, rel=1e-9)
+        directed = elements.compute_average_surface_distance(expected)
+        sizes = expected["surfel_areas_gt"].sum(), expected["surfel_areas_pred"].sum()
+        assert assd(found) == pytest.approx(np.average(directed, weights=sizes), rel=1e-6)
+
+
+def test_elements_of_a_shifted_box_by_hand() -> None:
+    masks = np.zeros((2, 12, 9, 8), dtype=bool)
+    masks[0, 2:6, 2:7, 2:6], masks[1, 3:7, 2:7, 2:6] = True, True
+    found = surface_distances(*masks, spacing_mm=(1.0, 1.0, 1.0), definition="surface-element")
+    assert found is not None
+    # Flat parts of the faces 2 (4 x 3 + 3 x 3 + 4 x 3), along the 12 edges (of 3, 4 and 3
+    # cells, four each) half the square root of 2, at the 8 corners a triangle.
+    size = 2 * 33 + 4 * 10 * 0.5**0.5 + 8 * 3**0.5 / 8
+    assert found.prediction_sizes is not None
+    assert found.prediction_sizes.sum() == pytest.approx(size)
+    assert hd(found) == hd95(found) == 1.0
+    # The far ends are off: an end is 4 x 3 flat cells, 2 x (4 + 3) cells of its edges, 4
+    # corners; on the other end the cells of the box that the other one has inside.
+    assert nsd(found, 1.0) == 1.0
+    assert 0.5 < nsd(found, 0.5) < 0.8
 
 
 def test_labels_in_one_go_equal_labels_one_by_one() -> None:

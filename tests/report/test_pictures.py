@@ -14,7 +14,7 @@ from medseg.core.errors import GeometryError
 from medseg.core.geometry import ALL_ORIENTATIONS, Geometry
 from medseg.core.labels import LabelSet
 from medseg.report.painting import PLANES, windowed
-from medseg.report.pictures import CasePicture, _best_cuts, case_montage, overlay_planes
+from medseg.report.pictures import CasePicture, best_cuts, case_montage, overlay_planes
 from tests.phantoms import blobs, lopsided_geometry, oblique_affine
 
 LABELS = LabelSet.from_names({1: "low", 2: "high"})
@@ -157,7 +157,7 @@ def test_cuts_go_through_organs_not_between_them() -> None:
     mask[2:8, 3:6, 2:7] = 1
     mask[20:27, 3:6, 2:7] = 2
     # Between them, at the centroid, there is nothing.
-    along_i, along_j, along_k = _best_cuts([np.zeros_like(mask), mask], mask.shape)
+    along_i, along_j, along_k = best_cuts([np.zeros_like(mask), mask], mask.shape)
     assert along_i in (7, *range(20, 27))
     assert along_j in (3, 4, 5)
     assert along_k in range(2, 7)

@@ -73,7 +73,7 @@ def test_files_that_are_written(folders: tuple[Path, Path], tmp_path: Path) -> N
     out = tmp_path / "out"
     result = evaluate(*folders, out)
     assert sorted(path.name for path in out.iterdir()) == [
-        "metrics.csv", "metrics.json", "worst.png",
+        "metrics.csv", "metrics.json", "report.html", "worst.png",
     ]  # fmt: skip
     assert json.loads((out / "metrics.json").read_text()) == result
     with (out / "metrics.csv").open(newline="") as stream:
@@ -92,7 +92,9 @@ def test_a_missing_prediction_scores_zero(folders: tuple[Path, Path]) -> None:
     (predictions / "b.nii.gz").unlink()
     result = evaluate(predictions, references)
     assert result["missing"] == ["b"]
-    assert result["cases"]["b"]["1"] == {"dice": 0.0, "iou": 0.0, "hd95_mm": None, "nsd": 0.0}
+    missed = result["cases"]["b"]["1"]
+    assert (missed["dice"], missed["nsd"], missed["hd95_mm"]) == (0.0, 0.0, None)
+    assert missed["prediction_ml"] == 0.0 < missed["reference_ml"]
     assert result["mean"]["dice"] == pytest.approx(2 / 3)
     assert result["labels"]["1"]["undefined"] == 1
     allowed = evaluate(predictions, references, allow_missing=True)
