@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -160,7 +161,7 @@ class Predictor:
         wanted = self._setup(
             plan.network.classes,
             extra_channels=int(spread),
-            products=len(products.names) * (2 if products.dtype == "float16" else 1),
+            products=len(products.names) * np.dtype(products.dtype).itemsize,
         )
         in_memory = volume.shape if isinstance(volume, TensorVolume) else (0,)
         setup, found = fit(

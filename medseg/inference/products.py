@@ -25,13 +25,13 @@ class Products:
         disagreement: Gives ``"disagreement"``: the variance of the probabilities over members
             and mirrored views, summed over classes (of regions their mean), on the network's
             grid and then restored; 0 where all agree, at most 1.
-        dtype: ``"float16"``, or ``"uint8"`` with 255 for 1.
+        dtype: ``"float32"``, ``"float16"``, or ``"uint8"`` with 255 for 1.
     """
 
     probabilities: tuple[str, ...] = ()
     entropy: bool = False
     disagreement: bool = False
-    dtype: Literal["float16", "uint8"] = "float16"
+    dtype: Literal["float32", "float16", "uint8"] = "float16"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ def outlet_for(products: Products, plan: Plan, sinks: Mapping[str, Sink]) -> Out
             made.append(logits[classes])
         if products.dtype == "uint8":
             return [(255 * one).round().clamp(0, 255).to(torch.uint8) for one in made]
-        return [one.to(torch.float16) for one in made]
+        return [one.to(getattr(torch, products.dtype)) for one in made]
 
     return Outlet(values, [sinks[name] for name in products.names])
 
