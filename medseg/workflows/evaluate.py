@@ -13,6 +13,7 @@ from medseg.core.errors import InputError, MedsegError, SettingsError
 from medseg.core.labels import LabelSet
 from medseg.evaluation.compare import compare
 from medseg.evaluation.evaluate import CaseScores, ScoreOptions, score_case, summarise
+from medseg.io.guarded import GuardedReader
 from medseg.workflows.evaluation_labels import find_labels, lesion_values, organ_values
 from medseg.workflows.groups import read_groups
 from medseg.workflows.mask_reading import Rules, read_pair
@@ -208,8 +209,8 @@ def _score_all(
     progress = options.get("progress")
     # Few cases leave cores for their labels.
     inner = max(1, workers // max(1, len(pairs)))
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = {pool.submit(_score, pair, rules, inner): pair.case for pair in pairs}
+    with ThreadPoolExecutor(workers) as pool, GuardedReader() as reader:
+        jobs = {pool.submit(_score, pair, rules, inner, reader): pair.case for pair in pairs}
         try:
             for done, job in enumerate(as_completed(jobs), start=1):
                 case = jobs[job]
@@ -236,8 +237,8 @@ def _collect(
         _LOG.warning("case %s: %s", case, error)
 
 
-def _score(pair: MaskPair, rules: Rules, workers: int) -> CaseScores:
-    prediction, reference, scan = read_pair(pair, rules)
+def _score(pair: MaskPair, rules: Rules, workers: int, reader: GuardedReader) -> CaseScores:
+    prediction, reference, scan = read_pair(pair, rules, reader)
     options = ScoreOptions(rules.lesions, scan.geometry.voxel_volume_mm3, workers)
     return score_case(
         prediction, reference, spacing_mm=scan.geometry.spacing_mm, labels=rules.labels,

@@ -19,7 +19,7 @@ from medseg.core.scan import Scan
 from medseg.evaluation.masks import LayeredMasks, Masks
 from medseg.evaluation.statistics import mean_over_cases
 from medseg.io.atomic import write_bytes, write_text
-from medseg.io.formats import read_scan
+from medseg.io.guarded import GuardedReader
 from medseg.report.evaluation import ShownCase, evaluation_page, summary_rows
 from medseg.report.overlay import overlay_layers
 from medseg.report.pictures import CasePicture, case_montage
@@ -142,7 +142,8 @@ def _scan_voxels(
     if path is None:
         return None, ""
     try:
-        scan = read_scan(path)
+        with GuardedReader() as reader:
+            scan = reader.scan(path)
         gap = scan.geometry.difference(grid.geometry)
         if gap is None:
             return scan.voxels(), scan.modality

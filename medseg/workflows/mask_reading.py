@@ -14,8 +14,8 @@ from medseg.core.errors import GeometryError
 from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSet
 from medseg.core.scan import Scan
+from medseg.datasets.reading import HERE, Reader
 from medseg.evaluation.masks import LayeredMasks, Masks
-from medseg.io.formats import read_mask
 from medseg.workflows.pairing import MaskPair, MaskSource, OrganFiles
 
 _LOG = logging.getLogger(__name__)
@@ -49,7 +49,9 @@ class Rules:
         )
 
 
-def read_pair(pair: MaskPair, rules: Rules) -> tuple[Array | Masks, Array | Masks, Scan]:
+def read_pair(
+    pair: MaskPair, rules: Rules, reader: Reader = HERE
+) -> tuple[Array | Masks, Array | Masks, Scan]:
     """Prediction and reference (I, J, K) on one grid, and the reference's scan.
 
     Raises:
@@ -57,12 +59,12 @@ def read_pair(pair: MaskPair, rules: Rules) -> tuple[Array | Masks, Array | Mask
         GeometryError: They lie on different grids.
         LabelError: A mask has values that are no labels.
     """
-    reference, scan = _read(pair.reference, rules, is_reference=True)
+    reference, scan = _read(pair.reference, rules, reader, is_reference=True)
     if rules.unites and rules.labels is not None and isinstance(reference, np.ndarray):
         reference = rules.labels.to_values(rules.labels.to_classes(reference))
     if pair.prediction is None:
         return LayeredMasks(scan.geometry.shape, {}), reference, scan
-    prediction, grid = _read(pair.prediction, rules, is_reference=False)
+    prediction, grid = _read(pair.prediction, rules, reader, is_reference=False)
     gap = grid.geometry.difference(scan.geometry)
     if gap is None:
         return prediction, reference, scan
@@ -75,22 +77,24 @@ def read_pair(pair: MaskPair, rules: Rules) -> tuple[Array | Masks, Array | Mask
     return _nearest_on_grid(prediction, grid.geometry, scan.geometry), reference, scan
 
 
-def _read(source: MaskSource, rules: Rules, *, is_reference: bool) -> tuple[Array | Masks, Scan]:
+def _read(
+    source: MaskSource, rules: Rules, reader: Reader, *, is_reference: bool
+) -> tuple[Array | Masks, Scan]:
     if isinstance(source, OrganFiles):
-        return _read_organs(source, rules, is_reference=is_reference)
+        return _read_organs(source, rules, reader, is_reference=is_reference)
     # Structures of DICOM masks are known by their names; their numbers mean nothing.
-    return read_mask(source, labels=None if rules.unites else rules.labels)
+    return reader.mask(source, labels=None if rules.unites else rules.labels)
 
 
 def _read_organs(
-    source: OrganFiles, rules: Rules, *, is_reference: bool
+    source: OrganFiles, rules: Rules, reader: Reader, *, is_reference: bool
 ) -> tuple[LayeredMasks, Scan]:
     layers, first = LayeredMasks((), {}), None
     for name, path in source.files.items():
         values = _values_of(name, rules, is_reference=is_reference)
         if first is not None and not values:
             continue
-        mask, scan = read_mask(path)
+        mask, scan = reader.mask(path)
         if first is None:
             layers, first = LayeredMasks(scan.geometry.shape, {}), scan
         gap = scan.geometry.difference(first.geometry)

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from medseg.core.labels import LabelSet
 from medseg.core.scan import Scan
 from medseg.io import isolated
 from medseg.io.formats import read_scan
+from medseg.io.guarded import mask_as_scan
 from tests.phantoms import lopsided_geometry
 
 
@@ -21,6 +23,12 @@ def read_or_fail(path: Path, *, series: str | None = None) -> Scan:
     """Read a scan, but for names that tell how the reader dies."""
     _fail(Path(path).name.split(".")[0])
     return read_scan(path, series=series)
+
+
+def mask_or_fail(path: Path, *, image: Path | None, labels: LabelSet | None) -> Scan:
+    """Read a mask, but for names that tell how the reader dies."""
+    _fail(Path(path).name.split(".")[0])
+    return mask_as_scan(path, image=image, labels=labels)
 
 
 def pixels_fail(path: Path, how: str) -> Scan:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -18,8 +19,10 @@ from medseg.core.errors import FileError, InputError, LabelError, SettingsError
 from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSet
 from medseg.core.results import Prediction
+from medseg.io import isolated
 from medseg.io.formats import write_mask
 from medseg.workflows.evaluate import evaluate
+from tests.io.faulty_reader import worker_with_faults
 from tests.phantoms import blobs, oblique_affine, write_msd_dataset, write_nifti
 
 SHAPE = (14, 11, 8)
@@ -234,4 +237,20 @@ def test_real_masks_against_themselves(shared_data: Callable[[str], Path]) -> No
     few = sorted(path.name.removesuffix(".nii.gz") for path in labels.glob("*.nii.gz"))[:4]
     result = evaluate(labels, labels, cases=few)
     assert [row["name"] for row in result["labels"].values()] == ["Anterior", "Posterior"]
+    assert result["mean"]["dice"] == 1.0
+
+
+def test_a_file_that_crashes_its_reader_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolated, "_START", worker_with_faults(mask="mask_or_fail"))
+    references = _write(tmp_path / "references", "good", "segfault")
+    (tmp_path / "predictions").mkdir()
+    for name in ("good", "segfault"):
+        mask = sitk.ReadImage(str(references / f"{name}.nii.gz"))
+        sitk.WriteImage(mask, str(tmp_path / "predictions" / f"{name}.nrrd"))
+    result = evaluate(tmp_path / "predictions", references, tmp_path / "out")
+    assert list(result["cases"]) == ["good"]
+    assert list(result["failed"]) == ["segfault"]
+    assert "the reader crashed on this file (SIGSEGV)" in result["failed"]["segfault"]
     assert result["mean"]["dice"] == 1.0
