@@ -189,3 +189,44 @@ def test_a_regular_grid_is_left_alone() -> None:
     base = lopsided_geometry()
     tensor = LoadScan()(Scan.from_array(np.zeros(base.shape), base))
     assert MakeRegular()(tensor) is tensor
+
+
+def test_crop_order_and_orientation_keep_image_and_label_together(tmp_path: Path) -> None:
+    folder = write_msd_dataset(tmp_path / "data", cases=2, spacing_mm=(2.0, 1.0, 4.0))
+    changes = {
+        "orientation": "stored",
+        "axis_order": (2, 0, 1),
+        "crop": "nonzero",
+        "spacing_mm": (3.0, 1.7, 0.9),
+        "resampling.image": {"order": 3, "coarse_order": 0, "separate": "auto"},
+        "resampling.rounding": "half_even",
+    }
+    plan = small_plan(**changes)
+    for image in sorted((folder / "imagesTr").glob("*.nii.gz")):
+        label = folder / "labelsTr" / image.name
+        data = preprocessing(plan, with_mask=True)({"image": image, "label": label})
+        assert data["image"].shape == data["label"].shape
+        np.testing.assert_allclose(data["image"].affine, data["label"].affine, atol=1e-9)
+        bright = [float(data["image"][data["label"] == value].mean()) for value in (0, 1, 2)]
+        assert bright[0] < bright[1] < bright[2]
+
+
+def test_a_record_finds_the_way_back_from_a_cropped_and_turned_grid() -> None:
+    geometry = lopsided_geometry((12, 10, 8))
+    voxels = np.zeros((1, 12, 10, 8), dtype=np.float32)
+    voxels[:, 2:9, 1:10, 3:5] = np.arange(126).reshape(1, 7, 9, 2) + 1
+    as_stored = small_plan(
+        orientation="stored", axis_order=(1, 2, 0), crop="nonzero", spacing_mm=(None,) * 3
+    )
+    plain = (ChannelPlan(name="first", normalisation="none"),)
+    plan = as_stored.model_copy(update={"channels": plain})
+    working, record = preprocess_scan(Scan.from_array(voxels, geometry), plan)
+    assert record.crop == (slice(1, 10), slice(3, 5), slice(2, 9))
+    assert tuple(working.shape) == (1, 9, 2, 7)
+    whole = np.zeros(record.oriented.shape, dtype=np.float32)
+    whole[record.crop] = working[0].numpy()
+    np.testing.assert_array_equal(record.orientation.inverse().apply(whole), voxels[0])
+    # A voxel keeps its place in the patient.
+    np.testing.assert_allclose(
+        record.working.affine_ras @ [4, 1, 5, 1], geometry.affine_ras @ [7, 5, 4, 1], atol=1e-9
+    )
