@@ -35,6 +35,7 @@ from medseg.inference.openvino_backend import (
     Source,
     import_openvino,
     is_cached,
+    least_tile,
     open_backend,
     openvino_version,
 )
@@ -150,9 +151,12 @@ class Backends:
             _record(source, "torch", f"OpenVINO cannot run it: {error}", {})
             return self._torch
         tile = sample_tile(source.in_channels, source.patch)
+        # Both have run a tile before: the work so far and the comparison of a conversion.
+        reference = self._torch[0]
+        so_far_s = reference.seconds / max(1, reference.tiles)
         seconds = {
-            backend.name: _quickest(lambda backend=backend: backend(tile))  # type: ignore[misc]
-            for backend in (self._torch[0], candidate)
+            "torch": min(so_far_s or float("inf"), _timed(lambda: reference(tile))),
+            "openvino": min(_timed(lambda: candidate(tile)), _timed(lambda: candidate(tile))),
         }
         gain = seconds["torch"] / seconds["openvino"]
         name = "openvino" if gain >= _GAIN else "torch"
@@ -186,21 +190,17 @@ def _check_openvino(device: torch.device) -> None:
 
 
 def _source(reference: TorchBackend, plan: Plan, identity: str) -> Source:
-    a, b, c = (
-        min(side, 2 * step)
-        for side, step in zip(plan.patch_size, plan.network.divisor, strict=True)
-    )
-    return Source(reference, plan.network.in_channels, plan.patch_size, (a, b, c), identity)
+    return Source(
+        reference, plan.network.in_channels, plan.patch_size,
+        least_tile(plan.patch_size, plan.network.divisor), identity,
+    )  # fmt: skip
 
 
-def _quickest(work: Callable[[], object], tries: int = 2) -> float:
-    """Seconds of the quickest try; the first also warms up."""
-    times = []
-    for _ in range(tries):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
+def _timed(work: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 def _record_path(source: Source) -> Path | None:

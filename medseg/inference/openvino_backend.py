@@ -38,6 +38,7 @@ from medseg.inference.machine import machine_facts
 from medseg.inference.tile import Agreement, agreement, sample_tile
 
 FORMAT = 1
+Triple = tuple[int, int, int]
 _FILES = ("model.xml", "model.bin")
 _log = logging.getLogger(__name__)
 
@@ -60,8 +61,8 @@ class Source:
 
     reference: TorchBackend
     in_channels: int
-    patch: tuple[int, int, int]
-    least: tuple[int, int, int]
+    patch: Triple
+    least: Triple
     identity: str
 
     @property
@@ -89,6 +90,17 @@ class OpenVINOBackend:
         with self._lock:
             outputs = self._request.infer([tiles.contiguous().numpy()], share_inputs=True)
             return torch.from_numpy(outputs[0])
+
+
+def least_tile(patch: Triple, divisor: Triple) -> Triple:
+    """A small tile that a network takes: two voxels are left at its coarsest stage.
+
+    With one alone, instance norm would have nothing to norm.
+    """
+    sides = list(divisor)
+    longest = max(range(3), key=lambda axis: patch[axis] / divisor[axis])
+    sides[longest] = min(2 * divisor[longest], patch[longest])
+    return sides[0], sides[1], sides[2]
 
 
 def openvino_version() -> str | None:
@@ -192,7 +204,11 @@ def _traced(ov: ModuleType, source: Source) -> Any:
     tile = sample_tile(source.in_channels, source.least)
     try:
         with _quiet(), torch.no_grad():
-            model = ov.convert_model(_Bare(source.reference.network), example_input=tile)
+            # The tracer's own check would run the network three times more than ours does.
+            trace: Any = torch.jit.trace
+            bare = _Bare(source.reference.network)
+            traced = trace(bare, tile, check_trace=False, strict=False)
+            model = ov.convert_model(traced, example_input=tile)
         model.reshape([-1, source.in_channels, *source.patch])
     # Converters fail in many ways; torch remains.
     except Exception as error:

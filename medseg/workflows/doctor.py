@@ -50,6 +50,7 @@ def doctor() -> dict[str, Any]:
         "backends": {
             "torch eager": "ready" if versions["torch"] else "torch is missing",
             "torch.compile": _compile_state(cuda),
+            "OpenVINO": _version("openvino") or "not used: pip install 'medseg[openvino]'",
         },
         "memory_gib": {"free": _gib(memory.available), "total": _gib(memory.total)},
         "disk_gib": {"free": _gib(disk.free), "total": _gib(disk.total)},
