@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +46,19 @@ def predict_command(
     backend: Annotated[
         str, typer.Option("--backend", help="auto, torch, openvino, compile.")
     ] = "auto",
+    max_memory: Annotated[
+        str | None,
+        typer.Option("--max-memory", help="Of RAM above the scan, e.g. 4GB; else 80 % of free."),
+    ] = None,
+    max_device_memory: Annotated[
+        str | None, typer.Option("--max-device-memory", help="The same of the device.")
+    ] = None,
+    ring: Annotated[
+        str, typer.Option("--ring", help="Precision of carried logits: auto, fp32 or fp16.")
+    ] = "auto",
+    skip_air: Annotated[
+        bool, typer.Option("--skip-air", help="Run tiles of one single value once.")
+    ] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try scans again that failed before.")
     ] = False,
@@ -56,6 +70,9 @@ def predict_command(
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Known scans by content, not by size and time.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Tell of each scan's memory, and more.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -70,12 +87,16 @@ def predict_command(
     from medseg.batch.local import BatchOptions, predict_batch
     from medseg.workflows.predict import predict
 
+    if verbose:
+        logging.getLogger("medseg").setLevel(logging.DEBUG)
     batch = BatchOptions(retry_failed, limit, shard, verify)
     with progress_bar("Segmenting", unit="cases") as progress:
         options: dict[str, Any] = {
             "device": device, "labels": labels, "cases": cases, "progress": progress,
             "series": series, "accept_gaps": accept_gaps, "grid": grid, "save_scan": save_scan,
-            "backend": backend,
+            "backend": backend, "ring": ring, "skip_air": skip_air,
+            "max_memory_bytes": _bytes(max_memory, "--max-memory"),
+            "max_device_memory_bytes": _bytes(max_device_memory, "--max-device-memory"),
         }  # fmt: skip
         if batch == BatchOptions() and cases is None and _is_one_file(inputs):
             summary = predict(model, inputs or [], out, **options)
@@ -87,6 +108,12 @@ def predict_command(
         _tell(summary, out)
     if summary["failed"]:
         raise typer.Exit(3)
+
+
+def _bytes(text: str | None, name: str) -> int | None:
+    from medseg.workflows.options import parse_bytes
+
+    return None if text is None else parse_bytes(text, name=name)
 
 
 def _is_one_file(inputs: list[Path] | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from medseg.core.labels import LabelSet
 from medseg.core.plan import Plan
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
-from medseg.inference.backends import check_backend
+from medseg.inference.backends import backend_name, check_backend
 from medseg.inference.choice import Backends, forwards_of
 from medseg.inference.device import choose_device
+from medseg.inference.memory import Limits
 from medseg.inference.predictor import Predictor
 from medseg.io.itk import to_sitk
 from medseg.io.nifti_mask import to_nibabel
@@ -32,6 +33,7 @@ from medseg.workflows.segment import ScanLike
 if TYPE_CHECKING:
     import nibabel as nib
     import SimpleITK
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -178,17 +180,44 @@ class Model:
         """
         wanted = segment.wanted_grid(source, grid)
         scan = scan or segment.read(source, self.plan)
+        self._predictor.check(scan.geometry)
         return segment.prepare(scan, self.plan, grid=wanted)
 
-    def infer(self, prepared: segment.Prepared) -> NDArray[Any]:
-        """The second part: class indices (I, J, K) by the network."""
-        return segment.infer(prepared, self._predictor_for(prepared))
+    def infer(
+        self, prepared: segment.Prepared, *, before_tiles: Callable[[], None] | None = None
+    ) -> NDArray[Any]:
+        """The second part: class indices (I, J, K) by the network.
 
-    def _predictor_for(self, prepared: segment.Prepared) -> Predictor:
-        """With the backend that this scan is to be run by."""
+        Args:
+            prepared: From :meth:`prepare`.
+            before_tiles: Called before the network runs on some tiles; what it raises ends it.
+
+        Raises:
+            ResourceError: The memory does not reach.
+        """
+        predictor = self._predictor_for(prepared.voxels.shape[1:])
+        if before_tiles is not None:
+            predictor = _watched(predictor, before_tiles)
+        return segment.infer(prepared, predictor)
+
+    def within(self, limits: Limits, *, skip_air: bool = False) -> Model:
+        """The same model, held to limits of memory.
+
+        Args:
+            limits: Of memory and precision.
+            skip_air: Run tiles of one single value once.
+        """
+        limited = copy.copy(self)
+        limited._lock = threading.Lock()
+        limited._predictor = copy.copy(self._predictor)
+        limited._predictor.limits, limited._predictor.skip_air = limits, skip_air
+        return limited
+
+    def _predictor_for(self, shape: Sequence[int]) -> Predictor:
+        """With the backend that a scan of this many voxels is to be run by."""
         if self._backends is None:
             return self._predictor
-        networks = self._backends.for_work(forwards_of(self.plan, prepared.voxels.shape[1:]))
+        networks = self._backends.for_work(forwards_of(self.plan, shape))
         with self._lock:
             if self._predictor.networks is not networks:
                 # Scans that are under way keep the predictor that they began with.
@@ -215,6 +244,24 @@ class Model:
                 slices=slices, labels=labels, provenance=provenance,
             )
         )  # fmt: skip
+
+
+class _Watched:
+    """A network before each call of which a function is called."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], before: Callable[[], None]) -> None:
+        self._network, self._before = network, before
+        self.name = backend_name([network])
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        self._before()
+        return self._network(tiles)
+
+
+def _watched(predictor: Predictor, before: Callable[[], None]) -> Predictor:
+    watched = copy.copy(predictor)
+    watched.networks = [_Watched(network, before) for network in predictor.networks]
+    return watched
 
 
 def load_model(path: str | Path, device: str = "auto", *, backend: str = "auto") -> Model:

@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, TypedDict, get_args
 
 from medseg.core.errors import SettingsError
+from medseg.inference.memory import Limits, Ring
 from medseg.workflows.segment import check_grid
 
-Ring = Literal["auto", "fp32", "fp16"]
 Backend = str
 
 _BYTES = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>I?)B?", re.IGNORECASE)
@@ -74,6 +74,11 @@ class PredictOptions:
             if value is not None and value <= 0:
                 flag = f"--{name.removesuffix('_bytes').replace('_', '-')}"
                 raise SettingsError(flag, expected="more than 0 bytes", got=str(value))
+
+    @property
+    def limits(self) -> Limits:
+        """Of memory."""
+        return Limits(self.max_memory_bytes, self.max_device_memory_bytes, self.ring)
 
     def of_result(self) -> dict[str, Any]:
         """The options that change what is written; plain JSON, equal for equal wishes."""

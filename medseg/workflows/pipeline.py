@@ -215,7 +215,7 @@ class Pipeline:
         assert ready is not None
         try:
             with self._watch.phase(case, "segment"):
-                classes = self._work.infer(ready, device)
+                classes = self._work.infer(ready, device=device, before_tiles=self._go_on)
         except Exception as error:  # noqa: BLE001 - one case must not stop the others
             if not self._stopping:
                 self._end(case, error)
@@ -224,6 +224,11 @@ class Pipeline:
             self._state.notify_all()
             if classes is not None and not self._stopping:
                 self._writer.submit(self._write_one, case, classes)
+
+    def _go_on(self) -> None:
+        """Ends what the network does in the middle of a scan, once nobody wants it."""
+        if self._stopping:
+            raise RuntimeError("the pipeline has stopped")
 
     def _take(self, device: int) -> _Case | None:
         """The next case, once this device has room for it; None at the end."""

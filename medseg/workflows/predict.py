@@ -120,7 +120,7 @@ def load_models(model: str | Path | Model, device: str, options: PredictOptions)
         names = device_names(device)
         models = [load_model(model, name, backend=options.backend) for name in names]
     expected_labels(models[0].plan, options.labels)
-    return models
+    return [one.within(options.limits, skip_air=options.skip_air) for one in models]
 
 
 def device_names(text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -82,9 +82,13 @@ class Work:
         counts = [len(window_starts(max(side, tile), tile, step)) for side, tile in sides]
         return prod(counts) <= _SMALL_WINDOWS
 
-    def infer(self, ready: Ready, device: int) -> NDArray[Any]:
-        """Class indices (I, J, K) by the model on one of the devices."""
-        return self.models[device].infer(ready.prepared)
+    def infer(self, ready: Ready, *, device: int, before_tiles: Callable[[], None]) -> NDArray[Any]:
+        """Class indices (I, J, K) by the model on one of the devices.
+
+        Raises:
+            ResourceError: The memory does not reach.
+        """
+        return self.models[device].infer(ready.prepared, before_tiles=before_tiles)
 
     def finish(self, ready: Ready, classes: NDArray[Any]) -> Result:
         """Mask values, post-processing, provenance."""

@@ -288,10 +288,10 @@ def test_a_fault_of_ours_is_told_as_such(
     scan(tmp_path / "in" / "b.nii.gz", shape=(11, 8, 7))
     inferred = Model.infer
 
-    def fail_for_b(self: Model, prepared: segment.Prepared) -> Any:
+    def fail_for_b(self: Model, prepared: segment.Prepared, **options: Any) -> Any:
         if Path(prepared.scan.source).name.startswith("b"):
             raise ZeroDivisionError("by\nzero")
-        return inferred(self, prepared)
+        return inferred(self, prepared, **options)
 
     monkeypatch.setattr(Model, "infer", fail_for_b)
     summary = predict(model, [tmp_path / "in"], tmp_path / "out")

@@ -133,12 +133,12 @@ def test_the_next_scan_is_read_meanwhile_and_no_other(
         begun[int(source.stem)].set()
         return read(self, source, plan)
 
-    def slow(self: Model, prepared: Prepared) -> Any:
+    def slow(self: Model, prepared: Prepared, **options: Any) -> Any:
         number = int(Path(prepared.scan.source).stem)
         # The next begins while this one is in the network; more than three are never at hand.
         ahead.append(number == 4 or begun[number + 1].wait(10))
         ahead.append(not begun[min(number + 3, 5)].wait(0.05))
-        return inferred(self, prepared)
+        return inferred(self, prepared, **options)
 
     monkeypatch.setattr(ScanReader, "read", watched)
     monkeypatch.setattr(Model, "infer", slow)
@@ -154,7 +154,7 @@ def test_an_interrupted_batch_leaves_no_worker(
         nrrd(tmp_path / "in" / f"{name}.nrrd")
     monkeypatch.setattr(isolated, "_START", worker_with_faults(scan="read_or_fail"))
 
-    def interrupted(self: Model, prepared: Prepared) -> Any:
+    def interrupted(self: Model, prepared: Prepared, **options: Any) -> Any:
         # Ctrl-C while the network runs, and the next scan hangs in its reader.
         raise KeyboardInterrupt
 
