@@ -112,6 +112,9 @@ class Backends:
         with self._lock:
             if self._fixed is None and (self._choice is not None or self._pays(forwards)):
                 self._fixed = self._opened() if self._choice else self._measured()
+                if self._fixed is not self._torch:
+                    # Its weights are held once, not twice.
+                    self._torch, self._sources = [], []
             return self._torch if self._fixed is None else self._fixed
 
     def _load_ahead(self) -> None:

@@ -15,10 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,6 +42,7 @@ from medseg.inference.tile import Agreement, agreement, sample_tile
 FORMAT = 1
 Triple = tuple[int, int, int]
 _FILES = ("model.xml", "model.bin")
+_UNUSED_DAYS, _LEFTOVER_DAYS = 90, 1
 _log = logging.getLogger(__name__)
 
 
@@ -68,10 +71,12 @@ class Source:
     @property
     def key(self) -> str:
         """Name of its folder in the cache."""
-        facts = {
+        facts: dict[str, object] = {
             "format": FORMAT, "identity": self.identity, "channels": self.in_channels,
             "patch": self.patch, **machine_facts(), "openvino": openvino_version(),
         }  # fmt: skip
+        # A network that was converted for two threads is the same for eight.
+        facts.pop("threads")
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
 
 
@@ -177,6 +182,8 @@ def _from_cache(ov: ModuleType, folder: Path | None) -> Backend | None:
         facts = json.loads((folder / "checked.json").read_bytes())
         whole = all(facts["sha256"][name] == _sha256(folder / name) for name in _FILES)
         if whole:
+            with suppress(OSError):
+                os.utime(folder)  # used: not to be tidied away
             return OpenVINOBackend(_compile(ov, ov.Core().read_model(folder / _FILES[0])))
     except (OSError, ValueError, LookupError, TypeError, RuntimeError):
         whole = False
@@ -274,11 +281,20 @@ def _keep(ov: ModuleType, model: Any, folder: Path, found: Agreement) -> None:
         # Where another process was first, its folder stands there and is as good.
         with suppress(FileExistsError):
             staging.rename(folder)
+        _tidy(folder.parent)
     except (OSError, RuntimeError) as error:
         _log.info("the converted network is not kept: %s", error)
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _tidy(cache: Path) -> None:
+    """Remove what no version of medseg has asked for in a season, and what killed ones left."""
+    for entry in cache.iterdir():
+        days = _LEFTOVER_DAYS if entry.name.startswith(".") else _UNUSED_DAYS
+        if time.time() - entry.stat().st_mtime > days * 86400:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from medseg.core.errors import SettingsError
-from medseg.core.settings import TrainSettings, config_names, read_config, seconds
+from medseg.core.settings import TrainSettings, cache_folder, config_names, read_config, seconds
 
 
 def build(*pairs: str, config: str | Path | None = None, **stated: Any) -> TrainSettings:
@@ -108,3 +108,21 @@ def test_absent_configs(tmp_path: Path) -> None:
         read_config("no_such_preset")
     with pytest.raises(SettingsError, match="no such file"):
         read_config(tmp_path / "none.yaml")
+
+
+def test_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDSEG_CACHE", str(tmp_path / "named"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "shared"))
+    assert cache_folder() == tmp_path / "named"
+    monkeypatch.delenv("MEDSEG_CACHE")
+    assert cache_folder() == tmp_path / "shared" / "medseg"
+    # A relative one is to be ignored.
+    monkeypatch.setenv("XDG_CACHE_HOME", "shared")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert cache_folder() == tmp_path / ".cache" / "medseg"
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert cache_folder() is None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,6 +114,26 @@ def test_a_conversion_is_kept_and_used_again(cache: Path, monkeypatch: pytest.Mo
     for other in (make("openvino", plan, identity="other"), make("openvino", plan_of(2))):
         with pytest.raises(AssertionError, match="converted again"):
             other.for_work(1)
+
+
+@needs_openvino
+def test_what_is_not_used_any_more_is_removed(cache: Path) -> None:
+    make("openvino", plan_of(2), identity="old").for_work(1)
+    (old,) = (cache / "openvino").iterdir()
+    leftover = cache / "openvino" / ".medseg-killed"
+    leftover.mkdir()
+    for path, days in ((old, 80), (leftover, 2)):
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    make("openvino", plan_of(2), identity="new").for_work(1)
+    assert old.is_dir()
+    assert not leftover.exists()
+    os.utime(old, (time.time() - 100 * 86400,) * 2)
+    make("openvino", plan_of(2), identity="old").for_work(1)  # used again
+    make("openvino", plan_of(2), identity="newer").for_work(1)
+    assert old.is_dir()
+    os.utime(old, (time.time() - 100 * 86400,) * 2)
+    make("openvino", plan_of(2), identity="newest").for_work(1)
+    assert not old.exists()
 
 
 @needs_openvino
