@@ -52,9 +52,16 @@ def fortran_bytes(array: NDArray[Any]) -> memoryview:
     if array.flags.f_contiguous or array.ndim != 3 or not per_word:
         return np.ravel(array, order="F").data.cast("B")
     turned = np.zeros(array.shape[::-1], array.dtype)
-    starts = range(0, array.shape[1], _BLOCK_COLUMNS)
+    # Each thread takes the next block when it is done with one: less to hand out than a task a
+    # block, and no thread waits for one whose core is busy.
+    starts = iter(range(0, array.shape[1], _BLOCK_COLUMNS))
+
+    def turn(_: int) -> None:
+        for start in starts:
+            _turn_block(array, turned, start)
+
     with ThreadPoolExecutor(max_workers=_threads()) as pool:
-        list(pool.map(lambda start: _turn_block(array, turned, start), starts))
+        list(pool.map(turn, range(_threads())))
     return turned.reshape(-1).data.cast("B")
 
 
