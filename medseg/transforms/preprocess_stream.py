@@ -99,6 +99,10 @@ def why_not_streamed(scan: Scan, plan: Plan) -> str:
     """Why a scan cannot be preprocessed slab by slab; "" where it can."""
     if plan.orientation == "ras" and not scan.geometry.is_regular:
         return "its axes are not at right angles"
+    if plan.cascade_labels:
+        return "its model takes the labels of an earlier stage"
+    if plan.cascade_labels:
+        return "its model works in two stages"
     masked = [c.name for c in plan.channels if c.normalisation == "zscore_mask"]
     if masked:
         return f"channel '{masked[0]}' is normalised within a mask with its holes filled"

@@ -26,9 +26,11 @@ from medseg.io.itk import to_sitk
 from medseg.io.nifti_mask import to_nibabel
 from medseg.package.nnunet import is_nnunet_folder, load_nnunet
 from medseg.package.package import ModelPackage, load_package
+from medseg.transforms.preprocess import RestoreRecord
 from medseg.workflows import segment
 from medseg.workflows.reading import ScanReader, read_ahead
 from medseg.workflows.segment import ScanLike
+from medseg.workflows.streamed import StreamedPrediction, must_stream, segment_to_disk
 
 if TYPE_CHECKING:
     import nibabel as nib
@@ -169,6 +171,57 @@ class Model:
         with closing(read_ahead(sources, read)) as readings:
             for source, reading in readings:
                 yield self.predict(source, labels=labels, grid=grid, scan=reading.result())
+
+    def must_stream(self, scan: Scan) -> bool:
+        """Whether memory does not hold a scan, so that :meth:`predict_to_file` is for it.
+
+        Worked out from its header; of scans that cannot be streamed either it is False.
+        """
+        return must_stream(scan, self._predictor)
+
+    def predict_to_file(
+        self,
+        source: ScanLike,
+        path: str | Path,
+        *,
+        labels: str | Sequence[str] | None = None,
+        grid: str = "auto",
+        scan: Scan | None = None,
+        input_sha256: Sequence[str] | None = None,
+        before_tiles: Callable[[], None] | None = None,
+    ) -> StreamedPrediction:
+        """Segment a scan above memory: from disk to disk, a few slices at a time.
+
+        Writes the mask and sidecar that ``predict(source).save(path)`` writes. Beside ``path``
+        the disk must have room for the scan at the model's spacing (4 bytes a voxel) and the
+        mask, uncompressed.
+
+        Args:
+            source: As in :meth:`predict`.
+            path: A name ending in ``.nii.gz`` or ``.nii``.
+            labels: As in :meth:`predict`.
+            grid: As in :meth:`predict`.
+            scan: The source as it was opened already; its voxels are not read yet.
+            input_sha256: Hashes of its files, where they are known.
+            before_tiles: Called before the network runs on some tiles; what it raises ends it.
+
+        Returns:
+            What stands in the sidecar; the voxels are in the file alone.
+
+        Raises:
+            MedsegError: The scan cannot be read or streamed, or does not fit the model.
+        """
+        wanted = segment.wanted_grid(source, grid)
+        scan = scan or segment.read(source, self.plan)
+        working = RestoreRecord.for_plan(scan.geometry, self.plan).working
+        predictor = self._predictor_for(working.shape)
+        hashes = segment.input_hashes(source, self.plan) if input_sha256 is None else input_sha256
+        provenance = segment.provenance_of(predictor, self.sha256, input_sha256=hashes)
+        if before_tiles is not None:
+            predictor = _watched(predictor, before_tiles)
+        return segment_to_disk(
+            scan, predictor, Path(path), grid=wanted, labels=labels, provenance=provenance
+        )
 
     def prepare(
         self, source: ScanLike, *, grid: str = "auto", scan: Scan | None = None

@@ -117,14 +117,15 @@ def segment_to_disk(
         What stands in the sidecar; the voxels are in the file.
 
     Raises:
-        InputError: The scan cannot be streamed (``preprocess_stream.why_not_streamed``).
+        InputError: The scan cannot be streamed (``preprocess_stream.why_not_streamed``), or the
+            name of the mask ends otherwise.
         FileError: It cannot be read.
         ResourceError: The memory does not reach for the planes that overlap.
         OutputError: There is no room on the disk for the scratch files or the mask.
     """
     plan, folder = predictor.plan, path.parent if scratch is None else scratch
     wanted, seconds = expected_labels(plan, labels), dict[str, float]()
-    _refuse_other_grids(scan, grid)
+    _refuse(scan, grid, path)
     with _timed(seconds, "prepare"):
         survey = survey_scan(scan, plan)
     target = survey.record.target
@@ -196,8 +197,10 @@ class _Kept:
         return counts
 
 
-def _refuse_other_grids(scan: Scan, grid: Grid) -> None:
-    """Streaming restores onto the scan's own grid alone."""
+def _refuse(scan: Scan, grid: Grid, path: Path) -> None:
+    """Refuse names of other formats, and grids: streaming restores onto the scan's own alone."""
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise InputError(str(path), expected="a name ending in .nii.gz or .nii", got=path.name)
     uneven = grid == "source" and scan.slices is not None and not scan.slices.even
     if uneven or (grid == "regular" and not scan.geometry.is_regular):
         raise InputError(

@@ -157,3 +157,10 @@ def test_voxels_that_are_no_numbers_are_refused() -> None:
 def test_a_mask_with_holes_filled_cannot_be_streamed() -> None:
     scan = Scan.from_array(np.zeros((9, 8, 7)), lopsided_geometry((9, 8, 7)))
     assert "holes" in why_not_streamed(scan, plan_of(["zscore_mask"]))
+
+
+def test_a_second_stage_cannot_be_streamed() -> None:
+    scan = Scan.from_array(np.zeros((9, 8, 7)), lopsided_geometry((9, 8, 7)))
+    network = small_plan().network.model_copy(update={"in_channels": 3}).model_dump()
+    plan = edited(small_plan(), {"cascade_labels": 2, "network": network})
+    assert "earlier stage" in why_not_streamed(scan, plan)

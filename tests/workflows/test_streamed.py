@@ -24,8 +24,9 @@ from medseg.io.formats import read_scan
 from medseg.networks.build import build_network
 from medseg.transforms import preprocess_stream
 from medseg.workflows import segment, streamed
+from medseg.workflows.api import load_model
 from medseg.workflows.streamed import must_stream, segment_to_disk
-from tests.models import small_plan
+from tests.models import small_plan, write_random_package
 from tests.phantoms import blobs, oblique_affine
 
 SHAPE = (26, 21, 17)
@@ -116,3 +117,26 @@ def test_uneven_slices_are_refused() -> None:
     scan = Scan(geometry, ("first",), lambda: np.zeros((1, *SHAPE)), slices=slices)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--grid own"):
         segment_to_disk(scan, predictor(), Path("mask.nii.gz"), grid="source")
+    with pytest.raises(InputError, match=r"ending in \.nii"):
+        segment_to_disk(scan, predictor(), Path("mask.nrrd"))
+
+
+def test_a_model_writes_what_it_would_save(tmp_path: Path) -> None:
+    write_scan(tmp_path / "scan.nii.gz")
+    write_random_package(tmp_path / "model", small_plan())
+    model = load_model(tmp_path / "model", "cpu", backend="torch")
+    calls: list[int] = []
+    done = model.predict_to_file(
+        str(tmp_path / "scan.nii.gz"),
+        str(tmp_path / "disk.nii.gz"),
+        labels="low",
+        before_tiles=lambda: calls.append(1),
+    )
+    result = model.predict(tmp_path / "scan.nii.gz", labels="low")
+    result.save(tmp_path / "plain.nii.gz")
+    for kind, read in (("nii.gz", gzip.decompress), ("json", json.loads)):
+        ours, plain = (tmp_path / f"{name}.{kind}" for name in ("disk", "plain"))
+        assert read(ours.read_bytes()) == read(plain.read_bytes())
+    assert calls
+    assert done.provenance == result.provenance
+    assert not model.must_stream(read_scan(tmp_path / "scan.nii.gz"))
