@@ -182,7 +182,7 @@ def _frame_of(across: _Axis, down: _Axis) -> str:
         )
     parts += [
         f'<text x="{across(tick):.1f}" y="{down.start + 18}" text-anchor="middle">'
-        f"{10**tick:.3g}</text>"
+        f"{float(f'{10**tick:.2g}'):g}</text>"
         for tick in across.ticks
     ]
     middle = (across.start + across.stop) / 2

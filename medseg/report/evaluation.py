@@ -46,7 +46,7 @@ def evaluation_page(result: Result, shown: Sequence[ShownCase], *, files: Sequen
     blocks: list[Block] = [Text(_in_short(result)), Links(files), *_problems(result)]
     blocks += [
         Heading("Summary"),
-        Table(*summary_rows(result), figures=True),
+        Table(*_in_two_lines(*summary_rows(result)), figures=True),
         Text(
             "Mean over cases; in brackets its 95 % bootstrap interval. Labels in neither mask of "
             "a case are left out there.", dim=True,
@@ -80,6 +80,13 @@ def summary_rows(result: Result) -> tuple[list[str], list[list[str]]]:
             cells.insert(1, _with_interval(ceiling or {}, *_COLUMNS[0]))
         rows.append([name, *cells, str(row.get("cases", len(result["cases"])))])
     return heads, rows
+
+
+def _in_two_lines(
+    heads: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[Sequence[str], list[list[str]]]:
+    """Intervals below their figures: the page is narrow."""
+    return heads, [[row[0], *(cell.replace(" (", "\n(") for cell in row[1:])] for row in rows]
 
 
 def _in_short(result: Result) -> str:

@@ -28,7 +28,8 @@ td { overflow-wrap: anywhere; }
 td.error, td.warning, td.note { white-space: nowrap; }
 figure { margin: 1rem 0 2rem; } figcaption { margin-bottom: .4rem; }
 img { max-width: 100%; height: auto; border: 1px solid var(--line); }
-.figures td + td, .figures th + th { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.figures td { white-space: pre; } .figures { font-size: .87em; }
+.figures td + td, .figures th + th { text-align: right; font-variant-numeric: tabular-nums; }
 svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif; fill: currentColor; }
 svg .grid { stroke: var(--line); } svg .mark { stroke: #b9770e; } svg .median { stroke: currentColor; stroke-width: 2; }
 svg .box { fill: #4477aa44; stroke: #4477aa; } svg .dot { fill: #4477aa; fill-opacity: .75; } svg .ceiling { fill: #ee7733; }
