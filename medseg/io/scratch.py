@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -71,6 +72,8 @@ class ScratchArray:
         except OSError as error:
             raise _no_room(folder, self.nbytes, error.strerror or str(error)) from error
         self._folder, self._handle = folder, self._file.fileno()
+        # Whoever forgets it gives its space back all the same, without a warning.
+        self._closing = weakref.finalize(self, self._file.close)
         self._writing = Lock()
 
     @property
@@ -105,7 +108,7 @@ class ScratchArray:
 
     def close(self) -> None:
         """Give its space back."""
-        self._file.close()
+        self._closing()
 
     def __enter__(self) -> Self:
         return self
