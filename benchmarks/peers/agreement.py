@@ -46,7 +46,7 @@ def compare(ours: NDArray[np.generic], theirs: NDArray[np.generic]) -> Agreement
         dice[int(value)] = 2.0 * float((one & other).sum()) / float(one.sum() + other.sum())
     near = (ours != 0) | (theirs != 0)
     if near.any():
-        near = binary_dilation(near, np.ones((3, 3, 3)), iterations=_DILATION_VOXELS)
+        near = binary_dilation(near, iterations=_DILATION_VOXELS)
     equal = ours == theirs
     share = float(equal[near].mean()) if near.any() else 1.0
     return Agreement(dice, share, int((~equal).sum()))

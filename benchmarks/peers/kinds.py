@@ -96,7 +96,7 @@ KINDS: dict[str, Kind] = {
                   angles_deg=(5.0, -7.0)),
         labels=_TWO,
         stages={"3d_fullres": Stage((2.0, 2.0, 2.0), (32, 32, 24), _S3, _K3)},
-        reader="NibabelIOWithReorient", residual=True,
+        reader="NibabelIOWithReorient", residual=True, features=(4, 8, 16), mirror_axes=(0, 1),
     ),
     "cascade": Kind(
         look=Look((48, 44, 32), (1.5, 1.7, 2.0), flips=(True, False, True)),
@@ -117,6 +117,7 @@ KINDS: dict[str, Kind] = {
         labels=_TWO,
         stages={"3d_fullres": Stage((2.0, 1.7, 1.7), (24, 32, 32), _S3, _K3)},
         channels=("T1", "T2"), normalisations=(Z_SCORE, Z_SCORE), masked=True,
+        mirror_axes=(0, 2),
     ),
     "old_format": Kind(
         look=Look((46, 42, 28), (1.6, 1.8, 2.4), flips=(False, False, True)),

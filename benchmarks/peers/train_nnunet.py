@@ -17,125 +17,39 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from kinds import KINDS, WIDE, Kind, dataset_of, plans_of
-from phantoms import phantom, write
+from kinds import KINDS, plans_of
+from workshop import (
+    ALL_KINDS,
+    ENDING,
+    HELD_OUT,
+    Workshop,
+    intensities_of,
+    preprocess,
+    save,
+    write_phantoms,
+)
 
-TRAINING, HELD_OUT, CHECKED = 8, 3, 3
-ENDING = ".nii.gz"
-_ALL = {**KINDS, **WIDE}
+CHECKED = 3
 _EPOCH_ITERATIONS, _EPOCHS, _LAST_ITERATIONS = 50, 16, 50
 _FAST, _SLOW = 4e-3, 5e-4
 
 
-class Workshop:
-    """The folders of one kind, and nnU-Net's view of them."""
+@dataclass(frozen=True)
+class Goal:
+    """When a training ends: the Dice of each label, or the minutes that it may take."""
 
-    def __init__(self, root: Path, name: str, kind: Kind) -> None:
-        self.root, self.name, self.kind = root, name, kind
-        self.dataset = f"Dataset{list(_ALL).index(name) + 1:03d}_{name}"
-        self.raw = root / "raw" / self.dataset
-        self.preprocessed = root / "preprocessed" / self.dataset
-        self.results = root / "results" / self.dataset
-        os.environ.update(
-            nnUNet_raw=str(root / "raw"), nnUNet_preprocessed=str(root / "preprocessed"),
-            nnUNet_results=str(root / "results"), nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1",
-        )  # fmt: skip
-
-    def cases(self) -> list[str]:
-        """Names of the training cases."""
-        return [f"case_{number:03d}" for number in range(TRAINING)]
-
-    def files(self, folder: Path, case: str) -> list[str]:
-        """The files of a case's channels."""
-        return [str(folder / f"{case}_{c:04d}{ENDING}") for c in range(len(self.kind.channels))]
-
-    def trained(self, stage: str) -> Path:
-        """nnU-Net's folder of a trained configuration."""
-        return self.results / f"nnUNetTrainer__nnUNetPlans__{stage}"
-
-
-def write_phantoms(shop: Workshop) -> None:
-    """Training cases in nnU-Net's raw layout, held-out ones in ``images`` and ``truth``."""
-    for number in range(TRAINING + HELD_OUT):
-        seed = 1000 * list(_ALL).index(shop.name) + number
-        images, mask, affine = phantom(shop.kind.look, seed, labels=shop.kind.painted)
-        trains = number < TRAINING
-        name = f"case_{number:03d}" if trains else f"held_{number - TRAINING:03d}"
-        folder = shop.raw / "imagesTr" if trains else shop.root / "images"
-        for path, image in zip(shop.files(folder, name), images, strict=True):
-            write(Path(path), image, affine)
-        write((shop.raw / "labelsTr" if trains else shop.root / "truth") / f"{name}{ENDING}",
-              mask, affine)  # fmt: skip
-    _save(shop.raw / "dataset.json", dataset_of(shop.kind, TRAINING))
-
-
-def _save(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-def _reader(kind: Kind) -> Any:
-    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
-
-    return recursive_find_reader_writer_by_name(kind.reader)
-
-
-def intensities_of(shop: Workshop) -> dict[str, dict[str, float]]:
-    """Statistics of the foreground by nnU-Net's fingerprint extractor, one set a channel."""
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
-        DatasetFingerprintExtractor,
-    )
-
-    samples: list[list[np.ndarray]] = [[] for _ in shop.kind.channels]
-    for case in shop.cases():
-        _, _, values, _, _ = DatasetFingerprintExtractor.analyze_case(
-            shop.files(shop.raw / "imagesTr", case),
-            str(shop.raw / "labelsTr" / f"{case}{ENDING}"), _reader(shop.kind), 5000,
-        )  # fmt: skip
-        for channel, some in zip(samples, values, strict=True):
-            channel.append(some)
-    statistics = {}
-    for number, channel in enumerate(samples):
-        found = np.concatenate(channel).astype(float)
-        low, high = np.percentile(found, [0.5, 99.5])
-        statistics[str(number)] = {
-            "max": found.max(), "mean": found.mean(), "median": float(np.median(found)),
-            "min": found.min(), "percentile_00_5": low, "percentile_99_5": high,
-            "std": found.std(),
-        }  # fmt: skip
-    return {n: {k: float(v) for k, v in one.items()} for n, one in statistics.items()}
-
-
-def preprocess(shop: Workshop, plans: dict[str, Any]) -> None:
-    """Every configuration's training cases by nnU-Net's preprocessor, in this process."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    manager = PlansManager(plans)
-    for stage in shop.kind.stages:
-        configuration = manager.get_configuration(stage)
-        preprocessor = configuration.preprocessor_class(verbose=False)
-        folder = shop.preprocessed / configuration.data_identifier
-        folder.mkdir(parents=True, exist_ok=True)
-        for case in shop.cases():
-            preprocessor.run_case_save(
-                str(folder / case), shop.files(shop.raw / "imagesTr", case),
-                str(shop.raw / "labelsTr" / f"{case}{ENDING}"), manager, configuration,
-                str(shop.raw / "dataset.json"),
-            )  # fmt: skip
-    _save(shop.preprocessed / "nnUNetPlans.json", plans)
-    _save(shop.preprocessed / "dataset_fingerprint.json", {})
-    cases = shop.cases()
-    _save(shop.preprocessed / "splits_final.json", [{"train": cases, "val": cases[-2:]}] * 5)
+    dice: float
+    minutes: float
 
 
 def make_trainer(shop: Workshop, plans: dict[str, Any], stage: str, fold: int) -> Any:
@@ -207,7 +121,8 @@ def dice(shop: Workshop, found: Path, truth: Path, cases: list[str]) -> dict[str
             counts = theirs != ignored
             one, other = np.isin(ours, values) & counts, np.isin(theirs, values) & counts
             both, total = both + int((one & other).sum()), total + int(one.sum() + other.sum())
-        scores[name] = 2.0 * both / max(total, 1)
+        if total:
+            scores[name] = 2.0 * both / total
     return scores
 
 
@@ -240,8 +155,8 @@ def check(shop: Workshop, trainer: Any, stage: str, cases: list[str]) -> dict[st
     return dice(shop, out, shop.raw / "labelsTr", cases)
 
 
-def train(shop: Workshop, plans: dict[str, Any], stage: str, *, fold: int, goal: float) -> bool:
-    """Train one fold until the goal; its checkpoint is written either way."""
+def train(shop: Workshop, plans: dict[str, Any], stage: str, *, fold: int, goal: Goal) -> bool:
+    """Train one fold until the goal or out of time; its checkpoint is written either way."""
     import torch
 
     np.random.seed(fold)  # noqa: NPY002 (nnU-Net draws from it)
@@ -257,8 +172,8 @@ def train(shop: Workshop, plans: dict[str, Any], stage: str, *, fold: int, goal:
             scores = check(shop, trainer, stage, shop.cases()[:CHECKED])
         say(shop, stage, f"fold {fold} step {(epoch + 1) * _EPOCH_ITERATIONS}: loss {loss:.3f}, "
             f"{_told(scores)}, {time.perf_counter() - started:.0f} s")  # fmt: skip
-        reached = min(scores.values()) >= goal + 0.05
-        if reached:
+        reached = min(scores.values()) >= goal.dice + 0.05
+        if reached or time.perf_counter() - started > 60.0 * goal.minutes:
             break
     with quiet(shop.root / "log.txt"):
         steps(trainer, _LAST_ITERATIONS, _SLOW)
@@ -268,16 +183,17 @@ def train(shop: Workshop, plans: dict[str, Any], stage: str, *, fold: int, goal:
         trainer.on_train_end()
         if shop.kind.stages[stage].following:
             hand_on(shop, trainer, shop.kind.stages[stage].following)
-    reached = min(scores.values()) >= goal
+    reached = min(scores.values()) >= goal.dice
     word = "reached" if reached else "NOT REACHED"
-    say(shop, stage, f"fold {fold}: goal {goal} {word}, all training phantoms: {_told(scores)}")
+    say(
+        shop, stage, f"fold {fold}: goal {goal.dice} {word}, all training phantoms: {_told(scores)}"
+    )
     return reached
 
 
 def hand_on(shop: Workshop, trainer: Any, following: str | None) -> None:
     """Give the next stage of a cascade its training input, as nnU-Net's validation does."""
     import torch
-    from nnunetv2.inference.export_prediction import resample_and_save
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
     assert following is not None
@@ -308,7 +224,7 @@ def prepare_for_timing(shop: Workshop) -> None:
         plans = json.loads(path.read_text(encoding="utf-8"))
         for configuration in plans["configurations"].values():
             configuration["patch_size"] = list(shop.kind.timed_patch or ())
-        _save(path, plans)
+        save(path, plans)
     for path in shop.results.glob("*/fold_*/checkpoint_final.pth"):
         checkpoint = torch.load(path, weights_only=False)
         checkpoint["inference_allowed_mirroring_axes"] = None
@@ -345,9 +261,9 @@ def _told(scores: dict[str, float]) -> str:
     return "Dice " + ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
 
 
-def run(root: Path, name: str, *, goal: float) -> bool:
+def run(root: Path, name: str, *, goal: Goal) -> bool:
     """Everything for one kind; True where each stage and fold reached the goal."""
-    kind = _ALL[name]
+    kind = ALL_KINDS[name]
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     shop = Workshop(root, name, kind)
@@ -368,8 +284,9 @@ def main() -> None:
     """Train the kinds one after another."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(_ALL))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(ALL_KINDS))
     parser.add_argument("--goal", type=float, default=0.8)
+    parser.add_argument("--minutes", type=float, default=20.0, help="for each stage and fold")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if len(options.kinds) > 1:
@@ -379,18 +296,19 @@ def main() -> None:
         failed = []
         for name in options.kinds:
             command = [sys.executable, __file__, str(options.out), "--kinds", name,
-                       "--goal", str(options.goal), "--threads", str(options.threads)]  # fmt: skip
+                       "--goal", str(options.goal), "--minutes", str(options.minutes),
+                       "--threads", str(options.threads)]  # fmt: skip
             if subprocess.run(command, check=False).returncode:
                 failed.append(name)
         print(f"did not reach the goal: {', '.join(failed)}" if failed else "all reached the goal")
         sys.exit(1 if failed else 0)
     name = options.kinds[0]
     root = options.out.resolve() / name
-    Workshop(root, name, _ALL[name])  # sets nnU-Net's folders before torch and it are imported
+    Workshop(root, name, ALL_KINDS[name])  # sets nnU-Net's folders before torch and it are imported
     import torch
 
     torch.set_num_threads(options.threads)
-    sys.exit(0 if run(root, name, goal=options.goal) else 1)
+    sys.exit(0 if run(root, name, goal=Goal(options.goal, options.minutes)) else 1)
 
 
 if __name__ == "__main__":
