@@ -194,6 +194,7 @@ def train(shop: Workshop, plans: dict[str, Any], stage: str, *, fold: int, goal:
 def hand_on(shop: Workshop, trainer: Any, following: str | None) -> None:
     """Give the next stage of a cascade its training input, as nnU-Net's validation does."""
     import torch
+    from nnunetv2.inference.export_prediction import resample_and_save
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
     assert following is not None
