@@ -72,7 +72,7 @@ def write_nifti_mask(path: Path, prediction: Prediction) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    head = _head(to_nibabel(prediction).header, prediction.forms)
+    head = mask_head(prediction)
     with whole_file(path) as temporary, temporary.open("wb") as raw:
         if path.name.lower().endswith(".gz"):
             write_gzip(raw, head, prediction.labels)
@@ -95,9 +95,12 @@ def _repeat(forms: NiftiForms, header: Header) -> None:
         header[name] = values if len(values) > 1 else values[0]
 
 
-def _head(image_header: Header, forms: NiftiForms | None) -> bytes:
-    """All that stands before the voxels: header, raw placement fields, label table."""
-    header = image_header.copy()
+def mask_head(prediction: Prediction) -> bytes:
+    """All that stands before a mask's voxels: header, raw placement fields, label table.
+
+    Of the voxels themselves only shape and type are looked at.
+    """
+    forms, header = prediction.forms, to_nibabel(prediction).header.copy()
     if forms is not None:
         _repeat(forms, header)
     extensions = io.BytesIO()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medseg.core.errors import InputError
 from medseg.core.results import Prediction
 from medseg.io.atomic import whole_file
-from medseg.io.nifti_mask import _head, to_nibabel
+from medseg.io.nifti_mask import mask_head
 from medseg.io.pack import fortran_bytes
 
 _LEVEL = 2
@@ -36,7 +36,7 @@ def write_nifti_mask_slabs(path: Path, frame: Prediction, slabs: Iterable[NDArra
         InputError: The slabs are not those of the mask.
         OutputError: The file cannot be written.
     """
-    head = _head(to_nibabel(frame).header, frame.forms)
+    head = mask_head(frame)
     gzip = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP_BITS)
     packed = path.name.lower().endswith(".gz")
     with whole_file(path) as temporary, temporary.open("wb") as raw:
