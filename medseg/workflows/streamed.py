@@ -36,6 +36,8 @@ Box = tuple[slice, slice, slice]
 # Mask values that are held at a time when the mask is written.
 _SLAB_VALUES = 1 << 23
 _SHARE_OF_FREE = 0.8
+# Slabs take this much whatever the scan; with less allowed, streaming is no way out.
+_LEAST_BYTES = 300_000_000
 # Per voxel of the mask, where it is post-processed as a whole: classes, values, regions.
 _POSTPROCESS_BYTES = 8
 
@@ -66,7 +68,7 @@ def must_stream(scan: Scan, predictor: Predictor) -> bool:
 
     Worked out from the header alone. The limit is ``predictor.limits.max_memory_bytes``, or
     80 % of what is free. False also where streaming would not help: where the scan cannot be
-    streamed, or the planes of logits that overlap do not fit; then the plain way refuses.
+    streamed, or the limit is too low for slabs; then the plain way refuses.
 
     Args:
         scan: Not read yet.
@@ -85,7 +87,7 @@ def must_stream(scan: Scan, predictor: Predictor) -> bool:
             predictor.check(scan.geometry)
         except ResourceError:
             fits = False
-    return not fits and not why_not_streamed(scan, plan)
+    return not fits and limit >= _LEAST_BYTES and not why_not_streamed(scan, plan)
 
 
 def segment_to_disk(

@@ -104,6 +104,7 @@ def test_streaming_is_chosen_where_it_helps(tmp_path: Path) -> None:
     scan = Scan(geometry, ("first",), lambda: pytest.fail("the scan was read"))
     assert must_stream(scan, predictor(limits=Limits(max_memory_bytes=3 * 10**9)))
     assert not must_stream(scan, predictor(limits=Limits(max_memory_bytes=10**12)))
+    assert not must_stream(scan, predictor(limits=Limits(max_memory_bytes=10**8)))
     # Nothing helps a scan that cannot be streamed; the plain way then tells the figure.
     sheared = np.array(oblique_affine())
     sheared[:3, 2] += 0.6 * sheared[:3, 0]
