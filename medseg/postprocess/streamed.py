@@ -150,7 +150,8 @@ def _regions(slabs: _Slabs) -> _Table:
         value_of = np.zeros(count + 1, dtype=voxels.dtype)
         value_of[parts] = voxels
         labels.append(value_of[1:])
-        first, last = (np.take(parts, end, axis=slabs.axis) for end in (0, -1))
+        planes = np.moveaxis(parts, slabs.axis, 0)
+        first, last = planes[0], planes[-1].copy()
         if below is not None:
             pairs = _touching(below[0], first, value_of[first], below[1], slabs.connectivity)
             seams.append(pairs + np.array([[starts[-2] - 1], [starts[-1] - 1]]))
@@ -176,13 +177,14 @@ def _touching(
     connectivity: int,
 ) -> NDArray[np.int64]:
     """(2, N) parts of two planes that lie on each other and have one label."""
-    found = []
+    step, found = int(above.max()) + 1, []
     for shift in _shifts(connectivity):
         lower, upper = _overlap(below.shape, shift)
         same = (value_below[lower] == value_above[upper]) & (below[lower] > 0)
-        pairs = np.stack([below[lower][same], above[upper][same]]).astype(np.int64)
-        found.append(np.unique(pairs, axis=1))
-    return np.unique(np.concatenate(found, axis=1), axis=1)
+        pairs = below[lower][same].astype(np.int64) * step + above[upper][same]
+        # Neighbours are mostly of one pair: without repeats there is little to sort.
+        found.append(pairs[np.flatnonzero(np.diff(pairs, prepend=-1))])
+    return np.stack(np.divmod(np.unique(np.concatenate(found)), step))
 
 
 def _shifts(connectivity: int) -> Iterator[tuple[int, int]]:
