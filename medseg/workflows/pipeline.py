@@ -24,7 +24,7 @@ import psutil
 
 from medseg.workflows import reading
 from medseg.workflows.cases import Job
-from medseg.workflows.work import Ready, Work, explained
+from medseg.workflows.work import Opened, Ready, Work, Written, explained
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class _Case:
         self.warnings: list[str] = []
         self.peak_bytes = 0
         self.small = False
-        self.ready: Ready | None = None
+        self.ready: Ready | Opened | None = None
 
 
 class Pipeline:
@@ -192,9 +192,9 @@ class Pipeline:
     def _read_one(self, reader: reading.ScanReader, case: _Case, job: Job) -> None:
         try:
             with self._watch.phase(case, "read"):
-                source, scan, hashes = self._work.read(reader, job)
+                opened = self._work.read(reader, job)
             with self._watch.phase(case, "prepare"):
-                case.ready = self._work.prepare(source, scan, hashes)
+                case.ready = self._work.prepare(opened)
             case.small = self._work.is_small(case.ready)
         except Exception as error:  # noqa: BLE001 - one case must not stop the others
             if not self._stopping:
@@ -211,19 +211,24 @@ class Pipeline:
             self._infer_one(case, device)
 
     def _infer_one(self, case: _Case, device: int) -> None:
-        ready, classes = case.ready, None
+        ready, made = case.ready, None
         assert ready is not None
         try:
             with self._watch.phase(case, "segment"):
-                classes = self._work.infer(ready, device=device, before_tiles=self._go_on)
+                made = self._work.infer(ready, device=device, before_tiles=self._go_on)
         except Exception as error:  # noqa: BLE001 - one case must not stop the others
             if not self._stopping:
                 self._end(case, error)
         with self._state:
             self._busy[device].remove(case)
             self._state.notify_all()
-            if classes is not None and not self._stopping:
-                self._writer.submit(self._write_one, case, classes)
+            if isinstance(ready, Ready) and not isinstance(made, Written | None):
+                if not self._stopping:
+                    self._writer.submit(self._write_one, case, ready, made)
+                return
+        if isinstance(made, Written):
+            case.seconds |= made.seconds
+            self._end(case, None, made)
 
     def _go_on(self) -> None:
         """Ends what the network does in the middle of a scan, once nobody wants it."""
@@ -250,27 +255,18 @@ class Pipeline:
 
     # Writing
 
-    def _write_one(self, case: _Case, classes: NDArray[Any]) -> None:
-        ready = case.ready
-        assert ready is not None
+    def _write_one(self, case: _Case, ready: Ready, classes: NDArray[Any]) -> None:
         try:
             with self._watch.phase(case, "finish"):
                 result = self._work.finish(ready, classes)
             with self._watch.phase(case, "write"):
-                files = self._work.write(case.name, ready, result)
+                written = self._work.write(case.name, ready, result)
         except Exception as error:  # noqa: BLE001 - one case must not stop the others
             self._end(case, error)
         else:
-            self._end(case, None, files=files, provenance=result.provenance)
+            self._end(case, None, written)
 
-    def _end(
-        self,
-        case: _Case,
-        error: Exception | None,
-        *,
-        files: Sequence[Path] = (),
-        provenance: dict[str, Any] | None = None,
-    ) -> None:
+    def _end(self, case: _Case, error: Exception | None, written: Written | None = None) -> None:
         if error is not None:
             _log.debug("case %s", case.name, exc_info=error)
             # Its frames hold the arrays of the case.
@@ -282,8 +278,8 @@ class Pipeline:
             self._state.notify_all()
         self._events.put(
             Outcome(
-                case.name, error, tuple(files), case.seconds, case.peak_bytes,
-                tuple(case.warnings), provenance or {},
+                case.name, error, tuple(written.files if written else ()), case.seconds,
+                case.peak_bytes, tuple(case.warnings), written.provenance if written else {},
             )
         )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -11,11 +11,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from medseg.core.errors import MedsegError, ResourceError
 from medseg.core.scan import Scan
 from medseg.inference.windows import window_starts
+from medseg.io.guarded import needs_worker
 from medseg.workflows.api import Model, Result
 from medseg.workflows.cases import Job, Source
 from medseg.workflows.options import PredictOptions
 from medseg.workflows.reading import ScanReader
-from medseg.workflows.segment import Prepared, input_hashes, save_scan, settled, sidecar_of
+from medseg.workflows.segment import (
+    Prepared,
+    input_hashes,
+    paths_of,
+    read,
+    save_scan,
+    settled,
+    sidecar_of,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,6 +49,40 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """A case that is read.
+
+    Attributes:
+        case: Its id.
+        source: With its DICOM series chosen.
+        scan: Its voxels are in memory, but for ``above_memory``.
+        input_sha256: Hashes of the files that it is read from.
+        above_memory: The case goes from disk to disk.
+    """
+
+    case: str
+    source: Source
+    scan: Scan
+    input_sha256: tuple[str, ...]
+    above_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Written:
+    """A case that is done: its files, the mask first.
+
+    Attributes:
+        files: The mask, its sidecar, the scan.
+        provenance: As in the sidecar.
+        seconds: Of phases that ran as one.
+    """
+
+    files: list[Path]
+    provenance: dict[str, Any]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Work:
     """The steps of a case. Each may run in a thread of its own.
 
@@ -53,42 +96,72 @@ class Work:
     out: Path
     options: PredictOptions
 
-    def read(self, reader: ScanReader, job: Job) -> tuple[Source, Scan, tuple[str, ...]]:
-        """The source with its DICOM series chosen, the scan in memory, hashes of its files.
+    def read(self, reader: ScanReader, job: Job) -> Opened:
+        """Read a scan, or its header alone where memory does not hold it.
 
         Raises:
             MedsegError: It cannot be read, or its channels are not the plan's.
         """
-        plan = self.models[0].plan
-        source = settled(job[1], plan)
-        scan = reader.read(source, plan)
-        return source, scan, tuple(input_hashes(source, plan))
+        model, case = self.models[0], job[0]
+        source = settled(job[1], model.plan)
+        scan = self._with_header(source)
+        # A scan that is to be written too must be held anyway.
+        large = scan is not None and not self.options.save_scan and model.must_stream(scan)
+        if scan is None or not large:
+            scan = reader.read(scan or source, model.plan)
+        return Opened(case, source, scan, tuple(input_hashes(source, model.plan)), large)
 
-    def prepare(self, source: Source, scan: Scan, hashes: tuple[str, ...]) -> Ready:
-        """Bring the scan to the network's grid; its own voxels are let go."""
+    def _with_header(self, source: Source) -> Scan | None:
+        """The scan with its header read alone, where Python reads its format."""
+        paths = paths_of(source)
+        if not paths or any(needs_worker(path) for path in paths):
+            return None
+        return read(source, self.models[0].plan)
+
+    def prepare(self, opened: Opened) -> Ready | Opened:
+        """Bring the scan to the network's grid, where memory holds it; its own voxels are let go.
+
+        Raises:
+            MedsegError: It does not fit the model, or not into memory.
+        """
+        if opened.above_memory:
+            return opened
+        source, scan = opened.source, opened.scan
         prepared = self.models[0].prepare(source, grid=self.options.grid, scan=scan)
         prepared = replace(prepared, scan=replace(scan, load=_gone, load_slabs=None))
         # Slices that were bridged are written as they are, so read once more; else the scan
         # is at hand.
         bridged = prepared.record.slices is not None
         kept = self.options.save_scan and not bridged
-        return Ready(scan if kept else source, prepared, hashes)
+        return Ready(scan if kept else source, prepared, opened.input_sha256)
 
-    def is_small(self, ready: Ready) -> bool:
+    def is_small(self, ready: Ready | Opened) -> bool:
         """Whether a device has room for another such case beside it."""
+        if isinstance(ready, Opened):
+            return False
         plan = self.models[0].plan
         sides = zip(ready.prepared.record.working.shape, plan.patch_size, strict=True)
         step = plan.inference.step
         counts = [len(window_starts(max(side, tile), tile, step)) for side, tile in sides]
         return prod(counts) <= _SMALL_WINDOWS
 
-    def infer(self, ready: Ready, *, device: int, before_tiles: Callable[[], None]) -> NDArray[Any]:
-        """Class indices (I, J, K) by the model on one of the devices.
+    def infer(
+        self, ready: Ready | Opened, *, device: int, before_tiles: Callable[[], None]
+    ) -> NDArray[Any] | Written:
+        """Class indices (I, J, K) by the model on one of the devices; above memory the mask.
 
         Raises:
             ResourceError: The memory does not reach.
         """
-        return self.models[device].infer(ready.prepared, before_tiles=before_tiles)
+        model = self.models[device]
+        if isinstance(ready, Ready):
+            return model.infer(ready.prepared, before_tiles=before_tiles)
+        mask = mask_path(self.out, ready.case)
+        made = model.predict_to_file(
+            ready.source, mask, labels=self.options.labels, grid=self.options.grid,
+            scan=ready.scan, input_sha256=ready.input_sha256, before_tiles=before_tiles,
+        )  # fmt: skip
+        return Written([mask, sidecar_of(mask)], made.provenance, made.seconds)
 
     def finish(self, ready: Ready, classes: NDArray[Any]) -> Result:
         """Mask values, post-processing, provenance."""
@@ -96,20 +169,19 @@ class Work:
             classes, ready.prepared, labels=self.options.labels, input_sha256=ready.input_sha256
         )
 
-    def write(self, case: str, ready: Ready, result: Result) -> list[Path]:
-        """Write the mask, its sidecar, and the scan where it is wanted; the mask comes first.
+    def write(self, case: str, ready: Ready, result: Result) -> Written:
+        """Write the mask, its sidecar, and the scan where it is wanted.
 
         Raises:
             OutputError: They cannot be written.
         """
         mask = mask_path(self.out, case)
-        written = [mask, sidecar_of(mask)]
+        files = [mask, sidecar_of(mask)]
         if self.options.save_scan:
-            scan = scan_path(self.out, case)
-            save_scan(ready.source, self.models[0].plan, result.prediction, scan)
-            written.append(scan)
+            files.append(scan_path(self.out, case))
+            save_scan(ready.source, self.models[0].plan, result.prediction, files[-1])
         result.save(mask)
-        return written
+        return Written(files, result.provenance)
 
 
 def mask_path(out: Path, case: str) -> Path:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from medseg.batch import local, lock
@@ -577,3 +579,32 @@ def test_bad_options(
     assert run(["predict", str(package), str(scans), "--out", str(out), *options]) == 2
     assert told in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_scan_above_memory_goes_from_disk_to_disk(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine = oblique_affine((0.4, 0.5, 0.6), angles_deg=(0.0, 0.0, 20.0))
+    write_nifti(tmp_path / "in" / "large.nii.gz", blobs((150, 140, 120))[0], fine)
+    scan(tmp_path / "in" / "small.nii.gz")
+    options: dict[str, Any] = {"device": "cpu", "backend": "torch"}
+    plain = predict_batch(package, tmp_path / "in", tmp_path / "plain", **options)
+    streamed: list[str] = []
+    to_file = Model.predict_to_file
+
+    def watched(self: Model, source: Path, path: Path, **kept: Any) -> Any:
+        streamed.append(path.name)
+        return to_file(self, source, path, **kept)
+
+    monkeypatch.setattr(Model, "predict_to_file", watched)
+    out = tmp_path / "out"
+    summary = predict_batch(package, tmp_path / "in", out, max_memory_bytes=30_000_000, **options)
+    assert summary["failed"] == {}
+    assert streamed == ["large.nii.gz"]
+    assert sorted(masks(out)) == sorted(masks(tmp_path / "plain"))
+    for case, path in plain["done"].items():
+        ours, theirs = nib.load(summary["done"][case]), nib.load(path)
+        np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
+    assert {"prepare", "segment", "finish", "write"} <= set(ledger(out)["large"].facts["seconds"])
+    again = predict_batch(package, tmp_path / "in", out, **options)
+    assert again["kept"] == 2

@@ -129,8 +129,8 @@ def test_the_next_scan_is_read_meanwhile_and_no_other(
     begun = [threading.Event() for _ in range(6)]
     ahead: list[bool] = []
 
-    def watched(self: ScanReader, source: Path, plan: Any) -> Any:
-        begun[int(source.stem)].set()
+    def watched(self: ScanReader, source: Any, plan: Any) -> Any:
+        begun[int(Path(source.source).stem)].set()
         return read(self, source, plan)
 
     def slow(self: Model, prepared: Prepared, **options: Any) -> Any:
