@@ -101,6 +101,31 @@ def checkpoint(weights: dict[str, torch.Tensor], **changes: Any) -> dict[str, An
     }
 
 
+def write_nnunet_cascade(root: Path) -> Path:
+    """Two folders as nnU-Net names them; the second stage's is returned.
+
+    The second stage has two channels: the scan, and where the first stage found label 1. So
+    its golden network has the inputs that it was made for.
+    """
+    one = {"labels": {"background": 0, "organ": 1}, "channel_names": {"0": "CT"}}
+    single = {"normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False]}
+    first_layer = tuple(f"stages.0.0.convs.0.{name}.weight" for name in ("conv", "all_modules.0"))
+    folders = []
+    for stage, more in (("lowres", {}), ("cascade_fullres", {"previous_stage": "3d_lowres"})):
+        folder = root / f"nnUNetTrainer__nnUNetPlans__3d_{stage}"
+        write_nnunet_model(folder, dataset_changes=one, setup_changes=single | more, balanced=True)
+        weights = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
+        state = weights["network_weights"]
+        for key, value in state.items():
+            if "seg_layers" in key:
+                state[key] = value[:2].clone()
+            elif not more and key.endswith(first_layer):
+                state[key] = value[:, :1].clone()
+        torch.save(weights, folder / "fold_0" / "checkpoint_final.pth")
+        folders.append(folder)
+    return folders[1]
+
+
 def write_nnunet_model(
     folder: Path,
     name: str = "PlainConvUNet_3d",

@@ -31,6 +31,12 @@ def import_nnunet_command(
     checkpoint: Annotated[
         Checkpoint, typer.Option("--checkpoint", help="Weights of the last epoch or the best.")
     ] = Checkpoint.final,
+    previous: Annotated[
+        Path | None,
+        typer.Option(
+            "--previous", help="First stage of a cascade, where it does not lie beside FOLDER."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
     """Make a model package of a trained nnU-Net v2 model; it gives the same masks.
@@ -42,7 +48,7 @@ def import_nnunet_command(
     """
     from medseg.workflows.import_nnunet import import_nnunet
 
-    made = import_nnunet(folder, out, folds=folds, checkpoint=checkpoint.value)
+    made = import_nnunet(folder, out, folds=folds, checkpoint=checkpoint.value, previous=previous)
     if as_json:
         typer.echo(json.dumps(made, indent=2))
         return

@@ -13,7 +13,7 @@ from medseg import __version__
 from medseg.core.errors import PackageError
 from medseg.package.nnunet_checkpoint import Checkpoint, read_checkpoint
 from medseg.package.nnunet_network import refuse
-from medseg.package.nnunet_plan import plan_of
+from medseg.package.nnunet_plan import configuration_named, plan_of
 from medseg.package.nnunet_weights import renamed
 from medseg.package.package import ModelFile, ModelPackage
 
@@ -44,7 +44,11 @@ def is_nnunet_folder(path: str | Path) -> bool:
 
 
 def load_nnunet(
-    path: str | Path, *, folds: str | Sequence[str] | None = None, checkpoint: Which = "final"
+    path: str | Path,
+    *,
+    folds: str | Sequence[str] | None = None,
+    checkpoint: Which = "final",
+    previous: str | Path | None = None,
 ) -> ModelPackage:
     """Read a trained model of nnU-Net v2 as a package; no code of it runs.
 
@@ -53,6 +57,8 @@ def load_nnunet(
         folds: ``"0,1,2"``, ``["0", "1"]`` or ``"all"`` (the model trained on all cases); None
             takes every numbered fold that is there, else ``all``.
         checkpoint: ``"final"`` or ``"best"``.
+        previous: Of a cascade, the folder of its first stage; None looks for it beside
+            ``path``, where nnU-Net puts it.
 
     Raises:
         PackageError: A file is missing, damaged or holds more than data; or the model is not
@@ -87,9 +93,29 @@ def load_nnunet(
             "checkpoint": checkpoint,
         },
     )
-    package = ModelPackage(model, tuple(members), _identity(folder, files))
+    stage = configuration_named(plans, found[0].configuration, source=str(folder))
+    earlier = None
+    if plan.cascade_labels:
+        first = _first_stage(folder, str(stage["previous_stage"]), previous)
+        earlier = load_nnunet(first, folds=folds, checkpoint=checkpoint)
+    identity = _identity(folder, files, earlier)
+    package = ModelPackage(model, tuple(members), identity, earlier)
     package.networks()  # the weights fit, or an error says which do not
     return package
+
+
+def _first_stage(folder: Path, configuration: str, given: str | Path | None) -> Path:
+    """Folder of a cascade's first stage: ``TRAINER__PLANS__CONFIGURATION``."""
+    stem = folder.resolve().name.rpartition("__")[0]
+    first = folder.resolve().parent / f"{stem}__{configuration}" if given is None else Path(given)
+    if not is_nnunet_folder(first):
+        raise PackageError(
+            str(folder),
+            expected=f"its first stage, the model of configuration '{configuration}'",
+            got=f"none at {first}",
+            cure="Give its folder with --previous.",
+        )
+    return first
 
 
 def _weight_names(count: int) -> tuple[str, ...]:
@@ -151,9 +177,9 @@ def _agree(found: Sequence[Checkpoint], files: Sequence[Path]) -> None:
                 )
 
 
-def _identity(folder: Path, files: Sequence[Path]) -> str:
+def _identity(folder: Path, files: Sequence[Path], earlier: ModelPackage | None) -> str:
     """SHA-256 over what was read: the same files give the same."""
-    lines = []
+    lines = [] if earlier is None else [f"{earlier.sha256}  previous\n"]
     for file in (folder / "plans.json", folder / "dataset.json", *files):
         with file.open("rb") as stream:
             lines.append(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {file.name}\n")

@@ -113,7 +113,7 @@ def _plan_of(
     regions = has_regions(dataset)
     labels = labels_of(dataset, source=source)
     channels = _channels(plans, dataset, setup, source)
-    earlier = len(labels) if setup.get("previous_stage") else 0
+    earlier = _earlier_labels(labels, source) if setup.get("previous_stage") else 0
     transpose = plans.get("transpose_forward", (0, 1, 2))
     # Arrays there are (k, j, i); of a 2D model the axis it runs through comes last here.
     order = [2 - int(axis) for axis in ((*transpose[1:], transpose[0]) if flat else transpose)]
@@ -146,6 +146,14 @@ def _plan_of(
         ),
         reasons={"source": f"imported from nnU-Net v2, configuration {configuration}"},
     )
+
+
+def _earlier_labels(labels: LabelSet, source: str) -> int:
+    """How many channels the labels of a first stage take: one for each value it can paint."""
+    values = sorted({value for label in labels.labels for value in label.sources})
+    if values != list(range(1, len(values) + 1)):
+        raise PackageError(source, expected="label values without gaps", got=str(values))
+    return len(values)
 
 
 def has_regions(dataset: Json) -> bool:

@@ -5,7 +5,9 @@
     model/
       model.json               plan, labels, facts of the training, metrics, licence
       weights.safetensors      one file per member: weights_0.safetensors ... for several
-      checksums                SHA-256 of each file, as ``sha256sum -c`` reads it
+      previous/                a package of its own: the first stage of a cascade
+      checksums                SHA-256 of each file, as ``sha256sum -c`` reads it; of the
+                               earlier stage its ``checksums`` stands for all
 
 It holds no case name, no path, no image and no date of a patient.
 """
@@ -36,7 +38,8 @@ from medseg.networks.build import build_network
 PACKAGE_FORMAT = 1
 Weights = Mapping[str, Tensor]
 # Names that mean the same file in the same folder everywhere; "." and ".." are none.
-_FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+_FILE_NAME = re.compile(r"\w[\w.-]*|previous/checksums", re.ASCII)
+_PREVIOUS = "previous"
 
 
 class ModelFile(BaseModel):
@@ -51,6 +54,7 @@ class ModelFile(BaseModel):
     training: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     licence: str = ""
+    previous: Literal["", "previous"] = ""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,13 @@ class ModelPackage:
         model: What ``model.json`` holds.
         members: The weights of each member, by parameter name.
         sha256: Hash of the ``checksums`` file: the identity of the package.
+        previous: The stage of a cascade that runs before; its labels are this one's channels.
     """
 
     model: ModelFile
     members: tuple[Weights, ...]
     sha256: str
+    previous: ModelPackage | None = None
 
     @property
     def plan(self) -> Plan:
@@ -87,8 +93,20 @@ class ModelPackage:
         return built
 
 
-def save_package(folder: Path, model: ModelFile, members: Sequence[Weights]) -> str:
+def save_package(
+    folder: Path,
+    model: ModelFile,
+    members: Sequence[Weights],
+    *,
+    previous: ModelPackage | None = None,
+) -> str:
     """Write a package, whole or not at all; one that stood there is replaced at the end.
+
+    Args:
+        folder: Where it goes.
+        model: What ``model.json`` is to hold.
+        members: The weights of each member.
+        previous: The stage of a cascade that runs before.
 
     Returns:
         Its hash.
@@ -100,7 +118,7 @@ def save_package(folder: Path, model: ModelFile, members: Sequence[Weights]) -> 
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".medseg-model-", dir=folder.parent))
         try:
-            sha256 = _fill(staging, model, members)
+            sha256 = _fill(staging, model, members, previous)
             staging.chmod(0o755)
             _swap(staging, folder)
         finally:
@@ -133,7 +151,27 @@ def load_package(folder: str | Path) -> ModelPackage:
         except (SafetensorError, ValueError, LookupError, AttributeError, RuntimeError) as error:
             where = str(folder / name)
             raise PackageError(where, expected="safetensors", got=str(error)) from error
-    return ModelPackage(model, tuple(members), sha256)
+    previous = _load_previous(folder, model, contents)
+    return ModelPackage(model, tuple(members), sha256, previous)
+
+
+def _load_previous(
+    folder: Path, model: ModelFile, contents: Mapping[str, bytes]
+) -> ModelPackage | None:
+    if bool(model.plan.cascade_labels) != bool(model.previous):
+        expected = "an earlier stage where the plan has cascade_labels, and only there"
+        raise PackageError(str(folder), expected=expected, got=f"'{model.previous}'")
+    if not model.previous:
+        return None
+    if f"{_PREVIOUS}/checksums" not in contents:
+        raise PackageError(str(folder / "checksums"), expected="a line for previous", got="none")
+    earlier = load_package(folder / _PREVIOUS)
+    if earlier.previous is not None:
+        raise PackageError(str(folder), expected="a cascade of two stages", got="more")
+    mine, its = ([c.name for c in one.channels] for one in (model.plan, earlier.plan))
+    if mine != its:
+        raise PackageError(str(folder), expected=f"channels {mine} of both stages", got=str(its))
+    return earlier
 
 
 def read_package_info(folder: str | Path) -> dict[str, Any]:
@@ -148,14 +186,25 @@ def is_package(folder: str | Path) -> bool:
     return (Path(folder) / "model.json").is_file()
 
 
-def _fill(folder: Path, model: ModelFile, members: Sequence[Weights]) -> str:
+def _fill(
+    folder: Path,
+    model: ModelFile,
+    members: Sequence[Weights],
+    previous: ModelPackage | None = None,
+) -> str:
+    model = model.model_copy(update={"previous": _PREVIOUS if previous else ""})
+    inner = []
+    if previous is not None:
+        (folder / _PREVIOUS).mkdir()
+        _fill(folder / _PREVIOUS, previous.model, previous.members)
+        inner = [f"{_PREVIOUS}/checksums"]
     (folder / "model.json").write_text(model.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for name, weights in zip(model.weights, members, strict=True):
         plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
         (folder / name).write_bytes(save_tensors(plain))
     lines = [
         f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
-        for name in ("model.json", *model.weights)
+        for name in ("model.json", *model.weights, *inner)
     ]
     (folder / "checksums").write_bytes("".join(lines).encode())
     return hashlib.sha256("".join(lines).encode()).hexdigest()

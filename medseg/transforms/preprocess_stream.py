@@ -101,8 +101,6 @@ def why_not_streamed(scan: Scan, plan: Plan) -> str:
         return "its axes are not at right angles"
     if plan.cascade_labels:
         return "its model takes the labels of an earlier stage"
-    if plan.cascade_labels:
-        return "its model works in two stages"
     masked = [c.name for c in plan.channels if c.normalisation == "zscore_mask"]
     if masked:
         return f"channel '{masked[0]}' is normalised within a mask with its holes filled"
@@ -169,7 +167,7 @@ def stream_preprocessed(scan: Scan, plan: Plan, survey: Survey, sink: PlaneSink)
     record, axis = survey.record, survey.axis
     rules, flips = _image_rules(record, plan), record.orientation.flips
     depth = _covered(record)[axis]
-    planes = _Planes(depth, record.working.shape[axis], rules.orders[axis], flipped=flips[axis])
+    planes = _Planes(depth, record.working.shape[axis], rules, axis, flipped=flips[axis])
     for start, slab in _slabs(scan, record):
         parts = zip(slab, plan.channels, survey.moments, strict=True)
         normal = torch.stack([_normalise(*part) for part in parts])
@@ -190,10 +188,13 @@ class _Planes:
     Half-pixel centres, edges repeated: ``resample.resample_image`` along one axis.
     """
 
-    def __init__(self, old: int, new: int, order: int, *, flipped: bool) -> None:
-        position = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
-        if order == 0:
-            position = nearest_index(old, new).astype(np.float64)
+    def __init__(self, old: int, new: int, rules: AxisRules, axis: int, *, flipped: bool) -> None:
+        # Where all axes are linear torch interpolates, which counts in float32: so do we.
+        real = np.float32 if rules.orders == (1, 1, 1) else np.float64
+        position = (np.arange(new, dtype=real) + real(0.5)) * (real(old) / real(new)) - real(0.5)
+        position = position.clip(0, old - 1)
+        if rules.orders[axis] == 0:
+            position = nearest_index(old, new).astype(real)
         self._below = np.floor(position).astype(np.intp)
         self._above = np.minimum(self._below + 1, old - 1)
         self._weight = (position - self._below).astype(np.float32)

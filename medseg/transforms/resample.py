@@ -167,8 +167,8 @@ def resample_labels(
 
     The result is the argmax of linearly interpolated one-hot masks, but neither time nor
     memory grow with the number of classes: the neighbours' weights are summed per label
-    without a one-hot. A tie goes to the neighbour nearest the origin. Axes of order 0 take
-    the nearest plane.
+    without a one-hot. A tie goes to the nearest neighbour, halfway to the farther from the
+    origin. Axes of order 0 take the nearest plane.
     """
     if labels.shape == shape:
         return labels
@@ -207,7 +207,8 @@ def _vote(labels: NDArray[Any], axes: list[list[NDArray[Any]]]) -> NDArray[Any]:
     if all(np.array_equal(corners[0], corner) for corner in corners[1:]):
         return np.asarray(corners[0])
     best, winner = np.full(corners[0].shape, -1.0, dtype=np.float32), corners[0].copy()
-    for candidate in corners:
+    near = np.ix_(*(np.where(half >= 0.5, above, below) for below, above, half in axes))
+    for candidate in (np.asarray(labels[near]), *corners):
         score = np.zeros_like(best)
         for corner, weight in zip(corners, weights, strict=True):
             score += np.where(corner == candidate, weight, np.float32(0))

@@ -6,101 +6,47 @@ import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from medseg.core.errors import InputError
 from medseg.core.labels import LabelSet
 from medseg.core.plan import Plan
-from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.inference.backends import backend_name, check_backend
 from medseg.inference.choice import Backends, forwards_of
 from medseg.inference.device import choose_device
 from medseg.inference.memory import Limits
 from medseg.inference.predictor import Predictor
-from medseg.io.itk import to_sitk
-from medseg.io.nifti_mask import to_nibabel
 from medseg.package.nnunet import is_nnunet_folder, load_nnunet
 from medseg.package.package import ModelPackage, load_package
 from medseg.transforms.preprocess import RestoreRecord
-from medseg.workflows import segment
+from medseg.workflows import cascade, segment
 from medseg.workflows.reading import ScanReader, read_ahead
+from medseg.workflows.result import Result
 from medseg.workflows.segment import ScanLike
 from medseg.workflows.streamed import StreamedPrediction, must_stream, segment_to_disk
 
 if TYPE_CHECKING:
-    import nibabel as nib
-    import SimpleITK
+    import torch
     from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Result:
-    """One segmented scan.
-
-    Attributes:
-        prediction: The mask with its grid, labels and provenance.
-    """
-
-    prediction: Prediction
-
-    @property
-    def labels(self) -> NDArray[Any]:
-        """(I, J, K) uint8 or uint16 mask values on the scan's own grid."""
-        return self.prediction.labels
-
-    @property
-    def label_set(self) -> LabelSet:
-        """What the values mean."""
-        return self.prediction.label_set
-
-    @property
-    def affine(self) -> NDArray[Any]:
-        """(4, 4) voxel to RAS+ mm."""
-        return self.prediction.geometry.affine_ras
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Package hash, version, backend, options and input hash."""
-        return self.prediction.provenance
-
-    def volumes_ml(self) -> dict[str, float]:
-        """Volume of each label in millilitres."""
-        return self.prediction.volumes_ml()
-
-    def to_nibabel(self) -> nib.Nifti1Image | nib.Nifti2Image:
-        """The mask as a nibabel image with the scan's qform, sform and codes."""
-        return to_nibabel(self.prediction)
-
-    def to_sitk(self) -> SimpleITK.Image:
-        """The mask as a SimpleITK image with the scan's geometry."""
-        return to_sitk(self.prediction)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the mask as NIfTI and its sidecar beside it, whole or not at all.
-
-        Raises:
-            InputError: The name does not end in .nii or .nii.gz.
-            OutputError: The disk is full or the folder cannot be written.
-        """
-        path = Path(path)
-        if not path.name.endswith((".nii", ".nii.gz")):
-            raise InputError(str(path), expected="a name ending in .nii.gz or .nii", got=path.name)
-        segment.write(self.prediction, path)
-        return path
+__all__ = ["Model", "Result", "load_model", "package_of"]
 
 
 class Model:
     """A trained model, loaded once and used for any number of scans, from any thread."""
 
     def __init__(
-        self, predictor: Predictor, *, sha256: str, backends: Backends | None = None
+        self,
+        predictor: Predictor,
+        *,
+        sha256: str,
+        backends: Backends | None = None,
+        previous: Model | None = None,
     ) -> None:
-        self._predictor, self.sha256 = predictor, sha256
+        self._predictor, self.sha256, self._previous = predictor, sha256, previous
         self._backends, self._lock = backends, threading.Lock()
 
     @property
@@ -234,7 +180,11 @@ class Model:
         wanted = segment.wanted_grid(source, grid)
         scan = scan or segment.read(source, self.plan)
         self._predictor.check(scan.geometry)
-        return segment.prepare(scan, self.plan, grid=wanted)
+        prepared = segment.prepare(scan, self.plan, grid=wanted)
+        if self._previous is None:
+            return prepared
+        earlier = self._previous.prepare(source, grid="own", scan=scan)
+        return cascade.with_earlier(prepared, earlier, self.plan)
 
     def infer(
         self, prepared: segment.Prepared, *, before_tiles: Callable[[], None] | None = None
@@ -248,6 +198,11 @@ class Model:
         Raises:
             ResourceError: The memory does not reach.
         """
+        if self._previous is not None:
+            assert isinstance(prepared, cascade.PreparedCascade)
+            found = self._previous.infer(prepared.earlier, before_tiles=before_tiles)
+            mask = self._previous.labels.to_values(found)
+            prepared = cascade.with_labels(prepared, mask, self.plan)
         predictor = self._predictor_for(prepared.voxels.shape[1:])
         if before_tiles is not None:
             predictor = _watched(predictor, before_tiles)
@@ -264,6 +219,8 @@ class Model:
         limited._lock = threading.Lock()
         limited._predictor = copy.copy(self._predictor)
         limited._predictor.limits, limited._predictor.skip_air = limits, skip_air
+        if self._previous is not None:
+            limited._previous = self._previous.within(limits, skip_air=skip_air)
         return limited
 
     def _predictor_for(self, shape: Sequence[int]) -> Predictor:
@@ -336,10 +293,16 @@ def load_model(path: str | Path, device: str = "auto", *, backend: str = "auto")
     """
     check_backend(backend)
     chosen = choose_device(device)
-    package = package_of(path)
+    return _model_of(package_of(path), chosen, backend)
+
+
+def _model_of(package: ModelPackage, device: torch.device, backend: str) -> Model:
+    earlier = package.previous
+    previous = None if earlier is None else _model_of(earlier, device, backend)
     plan, sha256 = package.plan, package.sha256
-    backends = Backends(backend, package.networks(), plan, chosen, identity=sha256)
-    return Model(Predictor(backends.reference, plan, chosen), sha256=sha256, backends=backends)
+    backends = Backends(backend, package.networks(), plan, device, identity=sha256)
+    predictor = Predictor(backends.reference, plan, device)
+    return Model(predictor, sha256=sha256, backends=backends, previous=previous)
 
 
 def package_of(path: str | Path) -> ModelPackage:

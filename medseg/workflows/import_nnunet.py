@@ -17,6 +17,7 @@ def import_nnunet(
     *,
     folds: str | Sequence[str] | None = None,
     checkpoint: Which = "final",
+    previous: str | Path | None = None,
 ) -> dict[str, Any]:
     """Write a trained model of nnU-Net v2 as a package that gives the same masks.
 
@@ -26,6 +27,7 @@ def import_nnunet(
         folds: ``"0,1,2"``, ``["0", "1"]`` or ``"all"``; None takes every numbered fold that is
             there, else ``all``. Each becomes a member, and their mean counts.
         checkpoint: ``"final"`` or ``"best"``.
+        previous: Of a cascade, the folder of its first stage; None looks beside ``folder``.
 
     Returns:
         ``{"out": path, "sha256": hash, "configuration": name, "network": name, "members": n,
@@ -39,8 +41,8 @@ def import_nnunet(
     """
     target = Path(out)
     _check_target(target)
-    package = load_nnunet(folder, folds=folds, checkpoint=checkpoint)
-    sha256 = save_package(target, package.model, package.members)
+    package = load_nnunet(folder, folds=folds, checkpoint=checkpoint, previous=previous)
+    sha256 = save_package(target, package.model, package.members, previous=package.previous)
     plan = package.plan
     return {
         "out": str(target),

@@ -37,6 +37,8 @@ from medseg.transforms.preprocess import MakeRegular, RestoreRecord, preprocess_
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from medseg.inference.volume import Volume
+
 GRIDS = ("auto", "own", "regular", "source")
 _log = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ class Prepared:
     """
 
     scan: Scan
-    voxels: Tensor
+    voxels: Tensor | Volume
     record: RestoreRecord
     grid: Grid = "own"
     facts: dict[str, Any] = field(default_factory=dict)

@@ -19,7 +19,13 @@ from medseg.core.scan import Scan
 from medseg.package.nnunet import is_nnunet_folder, load_nnunet
 from medseg.package.nnunet_plan import plan_of
 from medseg.transforms.preprocess import preprocess_scan
-from tests.nnunet_models import GOLDEN, golden_network, wave, write_nnunet_model
+from tests.nnunet_models import (
+    GOLDEN,
+    golden_network,
+    wave,
+    write_nnunet_cascade,
+    write_nnunet_model,
+)
 
 NETWORKS = [f"{kind}_{dims}d" for kind in ("PlainConvUNet", "ResidualEncoderUNet") for dims in "23"]
 
@@ -152,6 +158,19 @@ def test_folds_become_members(tmp_path: Path) -> None:
         load_nnunet(folder, folds="0,4")
     with pytest.raises(PackageError, match="checkpoint_best"):
         load_nnunet(folder, checkpoint="best")
+
+
+def test_a_cascade_brings_its_first_stage(tmp_path: Path) -> None:
+    folder = write_nnunet_cascade(tmp_path)
+    package = load_nnunet(folder)
+    assert package.previous is not None
+    assert (package.plan.cascade_labels, package.previous.plan.cascade_labels) == (1, 0)
+    assert (package.plan.network.in_channels, package.previous.plan.network.in_channels) == (2, 1)
+    elsewhere = tmp_path / "elsewhere"
+    first = folder.with_name("nnUNetTrainer__nnUNetPlans__3d_lowres").rename(elsewhere)
+    with pytest.raises(PackageError, match=r"configuration '3d_lowres'.*--previous"):
+        load_nnunet(folder)
+    assert load_nnunet(folder, previous=first).sha256 == package.sha256
 
 
 class Wicked:

@@ -46,6 +46,14 @@ def test_labels_equal_the_argmax_of_interpolated_one_hot(shape: tuple[int, int, 
     np.testing.assert_array_equal(result[clear], share.argmax(dim=0).numpy()[clear])
 
 
+def test_a_tie_goes_to_the_nearest_and_halfway_up() -> None:
+    labels = np.array([1, 2, 3, 4, 5, 6], dtype=np.uint8).reshape(6, 1, 1)
+    # Three from six lie between two each; of nine from six the 2nd, 5th and 8th do.
+    np.testing.assert_array_equal(resample_labels(labels, (3, 1, 1)).ravel(), [2, 4, 6])
+    expected = [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    np.testing.assert_array_equal(resample_labels(labels, (9, 1, 1)).ravel(), expected)
+
+
 def test_labels_come_back_after_doubling_and_halving() -> None:
     labels = smooth_labels((12, 20, 9), 4)
     doubled = resample_labels(labels, (24, 40, 18))

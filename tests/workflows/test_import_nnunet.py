@@ -7,16 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 
 import medseg
-from medseg.core.errors import InputError
+from medseg.core.errors import InputError, PackageError
 from medseg.core.geometry import Geometry
+from medseg.core.scan import Scan
+from medseg.inference.predictor import Predictor
 from medseg.io.formats import read_mask
 from medseg.package.package import load_package, read_package_info
+from medseg.transforms.preprocess import preprocess_scan
+from medseg.transforms.resample import resample_image
 from medseg.workflows.import_nnunet import import_nnunet
-from tests.nnunet_models import write_nnunet_model
+from tests.nnunet_models import write_nnunet_cascade, write_nnunet_model
 from tests.phantoms import lopsided_geometry
 
 
@@ -90,6 +95,50 @@ def test_a_turned_scan_is_taken_as_it_is_stored(tmp_path: Path) -> None:
     turned = Geometry((12, 13, 9), np.array([[0, 0, 2.0, 1], [-1.1, 0, 0, 2], [0, 0.9, 0, 3],
                                              [0, 0, 0, 1]]))  # fmt: skip
     np.testing.assert_array_equal(model.predict((voxels, turned.affine_ras)).labels, plain)
+
+
+def test_a_cascade_is_one_package_and_its_second_stage_sees_the_first(tmp_path: Path) -> None:
+    folder = write_nnunet_cascade(tmp_path / "trained")
+    import_nnunet(folder, tmp_path / "package")
+    voxels = np.random.default_rng(4).normal(size=(15, 13, 9)).astype(np.float32)
+    voxels[:2] = 0
+    affine = np.diag([-1.3, 0.8, 2.1, 1.0])
+    source = Scan.from_array(voxels, Geometry(voxels.shape, affine))
+    models = [medseg.load_model(path, "cpu") for path in (folder, tmp_path / "package")]
+    masks = [model.predict(source).labels for model in models]
+    np.testing.assert_array_equal(*masks)
+    first = medseg.load_model(folder.with_name("nnUNetTrainer__nnUNetPlans__3d_lowres"), "cpu")
+
+    # The same by hand: the first mask turned, cropped and resampled as an image would be.
+    package = load_package(tmp_path / "package")
+    plan = package.plan
+    working, record = preprocess_scan(source, plan)
+    mask = first.predict(source).labels
+    assert record.crop is not None
+    turned = record.orientation.apply(mask)[record.crop]
+    hot = torch.from_numpy((turned == 1).astype(np.float32))[None]
+    share = resample_image(hot, record.working.shape)
+    tile = torch.cat([working, (share > 0.5).float()])
+    predictor = Predictor(package.networks(), plan, torch.device("cpu"))
+    expected = predictor.infer(tile, record)
+    assert 0.05 < (expected > 0).mean() < 0.95
+    assert (masks[0] == expected).mean() > 0.99
+    blind = predictor.infer(torch.cat([working, torch.zeros_like(working)]), record)
+    assert (blind != expected).mean() > 0.01
+
+
+def test_a_cascade_without_its_first_stage_is_refused(tmp_path: Path) -> None:
+    import_nnunet(write_nnunet_cascade(tmp_path / "trained"), tmp_path / "package")
+    inner = tmp_path / "package" / "previous" / "weights.safetensors"
+    whole = inner.read_bytes()
+    inner.write_bytes(whole[:-1] + b"?")
+    with pytest.raises(PackageError, match="SHA-256"):
+        load_package(tmp_path / "package")
+    inner.write_bytes(whole)
+    other = tmp_path / "package" / "previous" / "checksums"
+    other.write_text(other.read_text() + "\n")
+    with pytest.raises(PackageError, match="SHA-256"):
+        load_package(tmp_path / "package")
 
 
 def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
