@@ -25,7 +25,10 @@ _MOST_OFFSETS = 1000
 _COST_OF_STEP = 1500
 _COST_OF_SOURCE_IN_TREE = 100
 _COST_OF_NEAR_QUERY = 400
-_COST_OF_FAR_QUERY = 25_000
+_COST_OF_WIDE_QUERY = 1500
+# Where very many sources are about equally far, a query looks at a good part of them.
+_COST_OF_FAR_QUERY_PER_SOURCE = 3
+_WIDE = 2.0
 _COST_OF_VOXEL_IN_TRANSFORM = 12
 
 
@@ -73,12 +76,24 @@ def nearest_distances(
     )  # fmt: skip
     if left.size == 0:
         return distances
-    tree = others.size * _COST_OF_SOURCE_IN_TREE + left.size * _COST_OF_FAR_QUERY
-    if tree > transform and points.ndim > 1:
-        distances[left] = distance_transform(sources, spacing_mm).ravel()[where[left]]
-    else:
-        places = KDTree(_places(others, points.shape, spacing_mm), balanced_tree=False)
-        distances[left] = places.query(_places(where[left], points.shape, spacing_mm))[0]
+
+    def by_transform(rest: NDArray[np.intp]) -> None:
+        distances[rest] = distance_transform(sources, spacing_mm).ravel()[where[rest]]
+
+    near = others.size * _COST_OF_SOURCE_IN_TREE + left.size * _COST_OF_WIDE_QUERY
+    if near > transform and points.ndim > 1:
+        by_transform(left)
+        return distances
+    tree = KDTree(_places(others, points.shape, spacing_mm), balanced_tree=False)
+    wide_mm = _WIDE * float(_offsets(tuple(map(float, spacing_mm)))[1][-1])
+    places = _places(where[left], points.shape, spacing_mm)
+    distances[left] = tree.query(places, distance_upper_bound=wide_mm)[0]
+    rest = np.isinf(distances[left])
+    far = left[rest]
+    if far.size * others.size * _COST_OF_FAR_QUERY_PER_SOURCE > transform and points.ndim > 1:
+        by_transform(far)
+    elif far.size:
+        distances[far] = tree.query(places[rest])[0]
     return distances
 
 

@@ -14,12 +14,16 @@ Result = Mapping[str, Any]
 # Name in metrics.json, head of the column, digits, factor.
 _COLUMNS = (
     ("dice", "Dice", 3, 1.0), ("iou", "IoU", 3, 1.0), ("precision", "Precision", 3, 1.0),
-    ("recall", "Recall", 3, 1.0), ("hd95_mm", "HD95 mm", 2, 1.0), ("assd_mm", "ASSD mm", 2, 1.0),
+    ("recall", "Recall", 3, 1.0), ("kappa", "Kappa", 3, 1.0),
+    ("hd95_mm", "HD95 mm", 2, 1.0), ("assd_mm", "ASSD mm", 2, 1.0),
     ("nsd", "NSD", 3, 1.0), ("nsd_voxel_border", "NSD (border)", 3, 1.0),
     ("volume_difference", "Volume %", 1, 100.0), ("lesion_f1", "Lesion F1", 3, 1.0),
     ("panoptic_quality", "PQ", 3, 1.0),
 )  # fmt: skip
 _CHARTS = (("dice", "Dice", ""), ("nsd", "Surface Dice (NSD)", ""), ("hd95_mm", "HD95", "mm"))
+# The page is too narrow for all columns in one table.
+_FIRST = ("dice", "hd95_mm", "assd_mm", "nsd", "nsd_voxel_border", "volume_difference")
+_FURTHER = ("iou", "precision", "recall", "kappa", "lesion_f1", "panoptic_quality")
 _MOST_ROWS = 20
 
 
@@ -46,7 +50,8 @@ def evaluation_page(result: Result, shown: Sequence[ShownCase], *, files: Sequen
     blocks: list[Block] = [Text(_in_short(result)), Links(files), *_problems(result)]
     blocks += [
         Heading("Summary"),
-        Table(*_in_two_lines(*summary_rows(result)), figures=True),
+        Table(*_in_two_lines(*summary_rows(result, _FIRST)), figures=True),
+        Table(*_in_two_lines(*summary_rows(result, _FURTHER)), figures=True),
         Text(
             "Mean over cases; in brackets its 95 % bootstrap interval. Labels in neither mask of "
             "a case are left out there.", dim=True,
@@ -61,10 +66,18 @@ def evaluation_page(result: Result, shown: Sequence[ShownCase], *, files: Sequen
     return render_page("Evaluation", blocks)
 
 
-def summary_rows(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the summary: a row per label, and the mean of all."""
-    columns = [column for column in _COLUMNS if column[0] in result["mean"]]
-    reader = result.get("second_reader")
+def summary_rows(
+    result: Result, metrics: Sequence[str] | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the summary: a row per label, and the mean of all.
+
+    Args:
+        result: As ``metrics.json`` holds it.
+        metrics: Which; None for all that a summary shows.
+    """
+    wanted = metrics or [metric for metric, *_ in _COLUMNS]
+    columns = [c for c in _COLUMNS if c[0] in result["mean"] and c[0] in wanted]
+    reader = result.get("second_reader") if "dice" in wanted else None
     heads = ["label", *(head for _, head, _, _ in columns), "cases"]
     if reader is not None:
         heads.insert(2, "Dice of second reader")

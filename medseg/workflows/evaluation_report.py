@@ -101,7 +101,8 @@ def _standing_out(
     dice = {pair.case: _mean_dice(result, pair.case) for pair in pairs if pair.prediction}
     known = [pair for pair in pairs if np.isfinite(dice.get(pair.case, np.nan))]
     known.sort(key=lambda pair: dice[pair.case])
-    return known[:_WORST_SHOWN], known[_WORST_SHOWN:][-_BEST_SHOWN:][::-1]
+    worst = min(_WORST_SHOWN, (len(known) + 1) // 2)
+    return known[:worst], known[worst:][-_BEST_SHOWN:][::-1]
 
 
 def _mean_dice(result: Mapping[str, Any], case: str) -> float:

@@ -11,7 +11,8 @@ from medseg.evaluation.nearest import distance_transform, nearest_distances
 
 SPACING_MM = (0.7, 1.3, 2.9)
 _WAYS = {"any": {}, "tree": {"_COST_OF_VOXEL_IN_TRANSFORM": 10**9, "_COST_OF_SOURCE_IN_TREE": 0},
-         "transform": {"_COST_OF_FAR_QUERY": 10**9, "_MOST_OFFSETS": 2},
+         "transform": {"_COST_OF_WIDE_QUERY": 10**9, "_MOST_OFFSETS": 2},
+         "far": {"_COST_OF_WIDE_QUERY": 0, "_COST_OF_SOURCE_IN_TREE": 0, "_MOST_OFFSETS": 2},
          "around": {"_COST_OF_STEP": 0, "_COST_OF_NEAR_QUERY": 10**6}}  # fmt: skip
 
 
