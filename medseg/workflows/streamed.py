@@ -6,7 +6,7 @@ is made. In memory are slabs of a few slices and the planes of logits that overl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from medseg.core.errors import InputError, ResourceError
 from medseg.core.labels import LabelSet
+from medseg.core.plan import Plan
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.inference.memory import free_bytes, preparing_bytes
@@ -33,6 +34,9 @@ from medseg.transforms.preprocess_stream import stream_preprocessed, survey_scan
 from medseg.workflows.segment import expected_labels, sidecar, sidecar_of
 
 Box = tuple[slice, slice, slice]
+Fill = Callable[[ScratchArray, dict[str, float]], None]
+# Slice after slice, as they are written.
+MASK_ORDER = (2, 1, 0)
 # Mask values that are held at a time when the mask is written.
 _SLAB_VALUES = 1 << 23
 _SHARE_OF_FREE = 0.8
@@ -98,7 +102,6 @@ def segment_to_disk(
     grid: Grid = "own",
     labels: str | Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
-    scratch: Path | None = None,
 ) -> StreamedPrediction:
     """Segment a scan and write its mask and sidecar, without ever holding either as a whole.
 
@@ -108,12 +111,11 @@ def segment_to_disk(
         scan: Not read yet; of a format that is read by slab (``scan.load_slabs``), else it is
             read as a whole, several times.
         predictor: The model.
-        path: Where the mask goes, ``.nii.gz`` or ``.nii``.
+        path: Where the mask goes, ``.nii.gz`` or ``.nii``. Beside it lie scratch files meanwhile:
+            4 bytes for each voxel on the model's grid and 1 or 2 for each of the mask.
         grid: Where it lies, from ``segment.wanted_grid``.
         labels: Names of the labels to keep; None keeps all.
         provenance: For the sidecar.
-        scratch: Folder for the scratch files, which take 4 bytes for each voxel on the model's
-            grid and 1 or 2 for each of the mask; None takes the folder of ``path``.
 
     Returns:
         What stands in the sidecar; the voxels are in the file.
@@ -125,19 +127,49 @@ def segment_to_disk(
         ResourceError: The memory does not reach for the planes that overlap.
         OutputError: There is no room on the disk for the scratch files or the mask.
     """
-    plan, folder = predictor.plan, path.parent if scratch is None else scratch
+    plan = predictor.plan
+
+    def fill(mask: ScratchArray, seconds: dict[str, float]) -> None:
+        with timed(seconds, "prepare"):
+            survey = survey_scan(scan, plan)
+        with DiskVolume(path.parent, survey.shape, axis=survey.axis) as volume:
+            with timed(seconds, "prepare"):
+                stream_preprocessed(scan, plan, survey, volume)
+            with timed(seconds, "segment"):
+                predictor.stream(volume, survey.record, ValueSink(mask, plan.labels))
+
+    return filled_to_disk(
+        scan, plan, path, fill=fill, grid=grid, labels=labels, provenance=provenance
+    )
+
+
+def filled_to_disk(
+    scan: Scan,
+    plan: Plan,
+    path: Path,
+    *,
+    fill: Fill,
+    grid: Grid = "own",
+    labels: str | Sequence[str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> StreamedPrediction:
+    """Post-process and write what fills a mask on the disk; the rest of :func:`segment_to_disk`.
+
+    Args:
+        scan: Not read yet.
+        plan: Its labels, and the post-processing of the mask.
+        path: As in :func:`segment_to_disk`, and so are those below.
+        fill: Writes mask values into (I, J, K) on the scan's own grid; adds its times.
+        grid: Where the mask is wanted.
+        labels: Names of the labels to keep.
+        provenance: For the sidecar.
+    """
     wanted, seconds = expected_labels(plan, labels), dict[str, float]()
     _refuse(scan, grid, path)
-    with _timed(seconds, "prepare"):
-        survey = survey_scan(scan, plan)
-    target = survey.record.target
-    with ScratchArray(folder, target.shape, plan.labels.dtype, order=(2, 1, 0)) as mask:
-        with DiskVolume(folder, survey.shape, axis=survey.axis) as volume:
-            with _timed(seconds, "prepare"):
-                stream_preprocessed(scan, plan, survey, volume)
-            with _timed(seconds, "segment"):
-                predictor.stream(volume, survey.record, _ValueSink(mask, plan.labels))
-        with _timed(seconds, "finish"):
+    target = scan.geometry
+    with ScratchArray(path.parent, target.shape, plan.labels.dtype, order=MASK_ORDER) as mask:
+        fill(mask, seconds)
+        with timed(seconds, "finish"):
             apply_chain_by_slab(mask, plan.postprocess, plan.labels)
             kept = _Kept(mask, plan.labels, wanted)
             prediction = StreamedPrediction(
@@ -145,32 +177,34 @@ def segment_to_disk(
                 target,
                 wanted,
                 dict(provenance or {}),
-                scan.forms if target == scan.geometry else None,
+                scan.forms,
                 scan.slices if grid == "source" else None,
                 kept.count(),
                 seconds,
             )
         # The sidecar is complete on the disk before the mask takes its place.
-        with _timed(seconds, "write"), whole_file(sidecar_of(path)) as beside:
+        with timed(seconds, "write"), whole_file(sidecar_of(path)) as beside:
             beside.write_text(sidecar(prediction), encoding="utf-8")
             write_nifti_mask_slabs(path, prediction, kept)
     return prediction
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Add the time of a block to that of its phase."""
     started = perf_counter()
     yield
     seconds[phase] = round(seconds.get(phase, 0.0) + perf_counter() - started, 4)
 
 
-class _ValueSink:
-    """Takes class indices and keeps mask values."""
+class ValueSink:
+    """Takes class indices and keeps mask values on the disk."""
 
     def __init__(self, mask: ScratchArray, labels: LabelSet) -> None:
         self._mask, self._labels = mask, labels
 
     def write(self, box: Box, values: NDArray[Any]) -> None:
+        """Take the class indices of a box."""
         self._mask.write(box, self._labels.to_values(values))
 
 
