@@ -61,6 +61,10 @@ _START = (
 )
 
 
+class ReaderCrashError(FileError):
+    """The worker died on a file. Perhaps not for its sake: it may have been killed."""
+
+
 class IsolatedReader:
     """Reads scans in a worker process that may die.
 
@@ -126,7 +130,8 @@ class IsolatedReader:
             The scan, its voxels (C, I, J, K) in memory.
 
         Raises:
-            FileError: The reader crashed on this file, or took longer than the limit.
+            ReaderCrashError: The reader crashed on this file.
+            FileError: It took longer than the limit.
             MedsegError: As the function or reading the voxels raised it.
             RuntimeError: They raised something else; it is named.
         """
@@ -217,11 +222,10 @@ def _exchange(worker: subprocess.Popen[bytes], request: bytes, source: str) -> S
 
 
 def _crashed(source: str, worker: subprocess.Popen[bytes], limit_s: float | None) -> FileError:
-    if limit_s is not None:
-        got = f"a reader that was still at it after {limit_s:g} s"
-    else:
-        got = f"the reader crashed on this file ({_last_words(worker)})"
-    return FileError(
+    kind, got = FileError, f"a reader that was still at it after {limit_s or 0:g} s"
+    if limit_s is None:
+        kind, got = ReaderCrashError, f"the reader crashed on this file ({_last_words(worker)})"
+    return kind(
         source,
         expected="a file that can be read",
         got=got,

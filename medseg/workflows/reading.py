@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from medseg.core.plan import Plan
 from medseg.core.scan import Scan
 from medseg.io.dicom_studies import Study
 from medseg.io.guarded import needs_worker
-from medseg.io.isolated import LIMIT_S, IsolatedReader, in_memory
+from medseg.io.isolated import LIMIT_S, IsolatedReader, ReaderCrashError, in_memory
 from medseg.workflows import segment
 from medseg.workflows.segment import ScanLike
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,7 +35,7 @@ class ScanReader:
     """
 
     def __init__(self, *, limit_s: float = LIMIT_S) -> None:
-        self._isolated = IsolatedReader(limit_s=limit_s)
+        self._isolated, self._closed = IsolatedReader(limit_s=limit_s), False
 
     def __enter__(self) -> Self:
         return self
@@ -47,13 +50,14 @@ class ScanReader:
 
     def close(self) -> None:
         """End what is being read in another process; nothing more is read there."""
+        self._closed = True
         self._isolated.close()
 
     def read(self, source: ScanLike, plan: Plan) -> Scan:
         """As ``segment.read``, with the voxels (C, I, J, K) read already.
 
         Raises:
-            FileError: A reader crashed or hangs on a file, or the file cannot be read.
+            FileError: A reader crashed twice or hangs on a file, or the file cannot be read.
             MedsegError: As ``segment.read``.
         """
         return in_memory(segment.read(self._parts(source, plan), plan))
@@ -64,12 +68,21 @@ class ScanReader:
             return {name: self._parts(part, plan) for name, part in source.items()}
         if isinstance(source, Study):
             info = segment.wanted_series(source, plan)
-            return self._isolated.read(
-                "series", info, accept_gaps=source.accept_gaps, source=f"{source.path}, {info.name}"
-            )
+            name = f"{source.path}, {info.name}"
+            return self._twice("series", info, accept_gaps=source.accept_gaps, source=name)
         if isinstance(source, str | Path) and needs_worker(Path(source)):
-            return self._isolated.read("scan", Path(source), source=str(source))
+            return self._twice("scan", Path(source), source=str(source))
         return source
+
+    def _twice(self, reader: str, argument: Any, *, source: str, **named: Any) -> Scan:
+        """Read once more after a crash: the worker may have been killed for another's sake."""
+        try:
+            return self._isolated.read(reader, argument, source=source, **named)
+        except ReaderCrashError as error:
+            if self._closed:
+                raise
+            _log.warning("%s It is read once more.", error)
+            return self._isolated.read(reader, argument, source=source, **named)
 
 
 def read_ahead(

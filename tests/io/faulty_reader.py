@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,15 @@ from tests.phantoms import lopsided_geometry
 def read_or_fail(path: Path, *, series: str | None = None) -> Scan:
     """Read a scan, but for names that tell how the reader dies."""
     _fail(Path(path).name.split(".")[0])
+    return read_scan(path, series=series)
+
+
+def killed_once(path: Path, *, series: str | None = None) -> Scan:
+    """Read a scan; the first of all reads is killed, as where memory is short."""
+    flag = Path(os.environ["MEDSEG_TEST_FLAG"])
+    if not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     return read_scan(path, series=series)
 
 

@@ -80,6 +80,23 @@ def test_all_of_them_crash(model: Model, tmp_path: Path, monkeypatch: pytest.Mon
     assert workers() == []
 
 
+def test_a_worker_that_was_killed_costs_nothing(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = nrrd(tmp_path / "in" / "a.nrrd")
+    flag = tmp_path / "killed"
+    monkeypatch.setattr(isolated, "_START", worker_with_faults(scan="killed_once"))
+    monkeypatch.setenv("MEDSEG_TEST_FLAG", str(flag))
+    summary = predict(model, tmp_path / "in", tmp_path / "out")
+    assert flag.exists()
+    assert summary["failed"] == {}
+    assert "crashed on this file (SIGKILL)" in caplog.text
+    assert "read once more" in caplog.text
+    expected = model.predict(path).labels
+    np.testing.assert_array_equal(np.asarray(nib.load(summary["done"]["a"]).dataobj), expected)
+    assert workers() == []
+
+
 def test_what_python_reads_needs_no_worker(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
