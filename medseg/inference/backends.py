@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -104,11 +105,12 @@ class CompiledBackend(TorchBackend):
         super().__init__(network, device)
         self._lock = threading.Lock()
         self._batch = 0
-        mode = "reduce-overhead" if device.type == "cuda" else "default"
         self._compiled: Callable[[Tensor], Any] | None = None
+        mode = "reduce-overhead" if device.type == "cuda" else "default"
         try:
-            self._compiled = torch.compile(self.network, mode=mode, dynamic=False)
-        except RuntimeError as error:  # no compiling with this Python or on this system
+            with _quiet():
+                self._compiled = torch.compile(self.network, mode=mode, dynamic=False)
+        except Exception as error:  # noqa: BLE001 - not with this Python, not on this system ...
             self._give_up(error)
 
     @torch.inference_mode()
@@ -118,13 +120,19 @@ class CompiledBackend(TorchBackend):
         with self._lock:
             if self._compiled is not None:
                 try:
-                    return self._run(self._compiled, self._filled(tiles))[: len(tiles)].clone()
+                    return self._run_compiled(self._compiled, tiles)
                 except torch.OutOfMemoryError:
                     self._batch = 0
                     raise
                 except Exception as error:  # noqa: BLE001 - any fault of a compiler; torch remains
                     self._give_up(error)
         return super().__call__(tiles)
+
+    def _run_compiled(self, network: Callable[[Tensor], Any], tiles: Tensor) -> Tensor:
+        known, filled = self._batch, self._filled(tiles)
+        # A batch of a new size is compiled first.
+        with nullcontext() if self._batch == known else _quiet():
+            return self._run(network, filled)[: len(tiles)].clone()
 
     def _filled(self, tiles: Tensor) -> Tensor:
         """The last, smaller batch filled up, for a new size would be compiled anew."""
@@ -136,3 +144,11 @@ class CompiledBackend(TorchBackend):
         self._compiled, self.name = None, TorchBackend.name
         reason = str(error).strip().splitlines() or [type(error).__name__]
         _log.warning("torch.compile failed, so the network runs as it is: %.200s", reason[0])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While a compiler warns developers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
