@@ -120,7 +120,7 @@ def save_package(
         try:
             sha256 = _fill(staging, model, members, previous)
             staging.chmod(0o755)
-            _swap(staging, folder)
+            swap(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
@@ -210,7 +210,8 @@ def _fill(
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _swap(staging: Path, folder: Path) -> None:
+def swap(staging: Path, folder: Path) -> None:
+    """Put a finished folder in its place; what stood there goes at the same moment."""
     if not folder.exists():
         staging.rename(folder)
         return
@@ -237,13 +238,13 @@ def _verified(folder: Path) -> tuple[dict[str, bytes], str]:
             got="a folder without 'checksums'" if there else "no such folder",
             cure="Give RUN/model of a finished training.",
         )
-    text = _bytes_of(listing)
+    text = bytes_of(listing)
     contents: dict[str, bytes] = {}
     for line in text.decode("utf-8", errors="replace").removesuffix("\n").split("\n"):
         expected, _, name = line.partition("  ")
         if _FILE_NAME.fullmatch(name) is None:
             raise PackageError(str(listing), expected="'<sha256>  <file>' lines", got=line[:80])
-        contents[name] = _bytes_of(folder / name)
+        contents[name] = bytes_of(folder / name)
         got = hashlib.sha256(contents[name]).hexdigest()
         if got != expected:
             raise PackageError(
@@ -257,7 +258,7 @@ def _verified(folder: Path) -> tuple[dict[str, bytes], str]:
     return contents, hashlib.sha256(text).hexdigest()
 
 
-def _bytes_of(path: Path) -> bytes:
+def bytes_of(path: Path) -> bytes:
     """Contents of a plain file; a link to one counts, a pipe or device does not."""
     try:
         if path.exists() and not path.is_file():

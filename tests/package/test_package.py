@@ -283,7 +283,7 @@ def test_a_package_is_replaced(folder: Path) -> None:
     assert folder.stat().st_mode & 0o777 == 0o755
 
 
-@pytest.mark.parametrize("failing", ["save_tensors", "_swap"])
+@pytest.mark.parametrize("failing", ["save_tensors", "swap"])
 def test_a_failure_in_the_middle_keeps_the_old_one(
     folder: Path, failing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

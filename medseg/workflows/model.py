@@ -1,0 +1,268 @@
+"""A trained model, ready to segment scans."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from medseg.core.labels import LabelSet
+from medseg.core.plan import Plan
+from medseg.core.scan import Scan
+from medseg.inference.backends import backend_name
+from medseg.inference.choice import Backends, forwards_of
+from medseg.inference.memory import Limits
+from medseg.inference.predictor import Predictor
+from medseg.transforms.preprocess import RestoreRecord
+from medseg.workflows import cascade, segment
+from medseg.workflows.reading import ScanReader, read_ahead
+from medseg.workflows.result import Result
+from medseg.workflows.segment import ScanLike
+from medseg.workflows.streamed import StreamedPrediction, must_stream, segment_to_disk
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Model:
+    """A trained model, loaded once and used for any number of scans, from any thread."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        sha256: str,
+        backends: Backends | None = None,
+        previous: Model | None = None,
+    ) -> None:
+        self._predictor, self.sha256, self._previous = predictor, sha256, previous
+        self._backends, self._lock = backends, threading.Lock()
+
+    @property
+    def plan(self) -> Plan:
+        """All that was decided when it was trained."""
+        return self._predictor.plan
+
+    @property
+    def labels(self) -> LabelSet:
+        """What it can segment."""
+        return self.plan.labels
+
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return str(self._predictor.device)
+
+    def predict(
+        self,
+        source: ScanLike,
+        *,
+        labels: str | Sequence[str] | None = None,
+        grid: str = "auto",
+        scan: Scan | None = None,
+    ) -> Result:
+        """Segment one scan.
+
+        Args:
+            source: A path; a nibabel or SimpleITK image; ``(array, affine)`` with
+                (I, J, K) or (C, I, J, K) voxels and a 4x4 RAS+ affine in mm; or a mapping from
+                channel name to one of these.
+            labels: Names of the labels to keep, in a list or with commas; None keeps all.
+            grid: Where the mask of a tilted or sheared scan lies: ``"own"`` for the scan's
+                grid, ``"regular"`` for one at right angles that covers it, ``"auto"`` for
+                regular with DICOM and own with all else. ``"source"``, for DICOM: one plane per
+                original slice, also where uneven slices were bridged; their positions stand in
+                ``result.prediction.slices`` and in the sidecar. Else scans keep their grid.
+            scan: The source as it was read already, where it was.
+
+        Raises:
+            MedsegError: The scan cannot be read or does not fit the model.
+        """
+        segment.expected_labels(self.plan, labels)
+        prepared = self.prepare(source, grid=grid, scan=scan)
+        hashes = segment.input_hashes(source, self.plan)
+        return self.finish(self.infer(prepared), prepared, labels=labels, input_sha256=hashes)
+
+    def predict_many(
+        self,
+        sources: Iterable[ScanLike],
+        *,
+        labels: str | Sequence[str] | None = None,
+        grid: str = "auto",
+    ) -> Iterator[Result]:
+        """Segment scans one after another; yields each as it is done, in the order given.
+
+        The next scan is read while the network works on the present one; DICOM, ITK's formats
+        and pictures by a process that may crash on a damaged file. Arguments as in :meth:`predict`.
+
+        Raises:
+            MedsegError: At the scan that cannot be read or does not fit the model.
+        """
+        segment.expected_labels(self.plan, labels)
+
+        def read(reader: ScanReader, source: ScanLike) -> Scan:
+            return reader.read(source, self.plan)
+
+        with closing(read_ahead(sources, read)) as readings:
+            for source, reading in readings:
+                yield self.predict(source, labels=labels, grid=grid, scan=reading.result())
+
+    def must_stream(self, scan: Scan) -> bool:
+        """Whether memory does not hold a scan, so that :meth:`predict_to_file` is for it.
+
+        Worked out from its header; of scans that cannot be streamed either it is False.
+        """
+        return must_stream(scan, self._predictor)
+
+    def predict_to_file(
+        self,
+        source: ScanLike,
+        path: str | Path,
+        *,
+        labels: str | Sequence[str] | None = None,
+        grid: str = "auto",
+        scan: Scan | None = None,
+        input_sha256: Sequence[str] | None = None,
+        before_tiles: Callable[[], None] | None = None,
+    ) -> StreamedPrediction:
+        """Segment a scan above memory: from disk to disk, a few slices at a time.
+
+        Writes the mask and sidecar that ``predict(source).save(path)`` writes. Beside ``path``
+        the disk must have room for the scan at the model's spacing (4 bytes a voxel) and the
+        mask, uncompressed.
+
+        Args:
+            source: As in :meth:`predict`.
+            path: A name ending in ``.nii.gz`` or ``.nii``.
+            labels: As in :meth:`predict`.
+            grid: As in :meth:`predict`.
+            scan: The source as it was opened already; its voxels are not read yet.
+            input_sha256: Hashes of its files, where they are known.
+            before_tiles: Called before the network runs on some tiles; what it raises ends it.
+
+        Returns:
+            What stands in the sidecar; the voxels are in the file alone.
+
+        Raises:
+            MedsegError: The scan cannot be read or streamed, or does not fit the model.
+        """
+        wanted = segment.wanted_grid(source, grid)
+        scan = scan or segment.read(source, self.plan)
+        working = RestoreRecord.for_plan(scan.geometry, self.plan).working
+        predictor = self._predictor_for(working.shape)
+        hashes = segment.input_hashes(source, self.plan) if input_sha256 is None else input_sha256
+        provenance = segment.provenance_of(predictor, self.sha256, input_sha256=hashes)
+        if before_tiles is not None:
+            predictor = _watched(predictor, before_tiles)
+        return segment_to_disk(
+            scan, predictor, Path(path), grid=wanted, labels=labels, provenance=provenance
+        )
+
+    def prepare(
+        self, source: ScanLike, *, grid: str = "auto", scan: Scan | None = None
+    ) -> segment.Prepared:
+        """The first part of :meth:`predict`: all that comes before the network.
+
+        Raises:
+            MedsegError: The scan cannot be read or does not fit the model.
+        """
+        wanted = segment.wanted_grid(source, grid)
+        scan = scan or segment.read(source, self.plan)
+        self._predictor.check(scan.geometry)
+        prepared = segment.prepare(scan, self.plan, grid=wanted)
+        if self._previous is None:
+            return prepared
+        earlier = self._previous.prepare(source, grid="own", scan=scan)
+        return cascade.with_earlier(prepared, earlier, self.plan)
+
+    def infer(
+        self, prepared: segment.Prepared, *, before_tiles: Callable[[], None] | None = None
+    ) -> NDArray[Any]:
+        """The second part: class indices (I, J, K) by the network.
+
+        Args:
+            prepared: From :meth:`prepare`.
+            before_tiles: Called before the network runs on some tiles; what it raises ends it.
+
+        Raises:
+            ResourceError: The memory does not reach.
+        """
+        if self._previous is not None:
+            assert isinstance(prepared, cascade.PreparedCascade)
+            found = self._previous.infer(prepared.earlier, before_tiles=before_tiles)
+            mask = self._previous.labels.to_values(found)
+            prepared = cascade.with_labels(prepared, mask, self.plan)
+        predictor = self._predictor_for(prepared.voxels.shape[1:])
+        if before_tiles is not None:
+            predictor = _watched(predictor, before_tiles)
+        return segment.infer(prepared, predictor)
+
+    def within(self, limits: Limits, *, skip_air: bool = False) -> Model:
+        """The same model, held to limits of memory.
+
+        Args:
+            limits: Of memory and precision.
+            skip_air: Run tiles of one single value once.
+        """
+        limited = copy.copy(self)
+        limited._lock = threading.Lock()
+        limited._predictor = copy.copy(self._predictor)
+        limited._predictor.limits, limited._predictor.skip_air = limits, skip_air
+        if self._previous is not None:
+            limited._previous = self._previous.within(limits, skip_air=skip_air)
+        return limited
+
+    def _predictor_for(self, shape: Sequence[int]) -> Predictor:
+        """With the backend that a scan of this many voxels is to be run by."""
+        if self._backends is None:
+            return self._predictor
+        networks = self._backends.for_work(forwards_of(self.plan, shape))
+        with self._lock:
+            if self._predictor.networks is not networks:
+                # Scans that are under way keep the predictor that they began with.
+                predictor = copy.copy(self._predictor)
+                predictor.networks = networks
+                self._predictor = predictor
+            return self._predictor
+
+    def finish(
+        self,
+        classes: NDArray[Any],
+        prepared: segment.Prepared,
+        *,
+        labels: str | Sequence[str] | None = None,
+        input_sha256: Sequence[str] = (),
+    ) -> Result:
+        """The last part: mask values, post-processing, provenance."""
+        slices = prepared.scan.slices if prepared.grid == "source" else None
+        provenance = segment.provenance_of(self._predictor, self.sha256, input_sha256=input_sha256)
+        provenance |= prepared.facts
+        return Result(
+            segment.finish(
+                classes, prepared.scan, self.plan, geometry=prepared.record.target,
+                slices=slices, labels=labels, provenance=provenance,
+            )
+        )  # fmt: skip
+
+
+class _Watched:
+    """A network before each call of which a function is called."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], before: Callable[[], None]) -> None:
+        self._network, self._before = network, before
+        self.name = backend_name([network])
+
+    def __call__(self, tiles: Tensor) -> Tensor:
+        self._before()
+        return self._network(tiles)
+
+
+def _watched(predictor: Predictor, before: Callable[[], None]) -> Predictor:
+    watched = copy.copy(predictor)
+    watched.networks = [_Watched(network, before) for network in predictor.networks]
+    return watched
