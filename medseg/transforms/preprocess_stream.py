@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.core.errors import FileError, InputError
@@ -167,7 +168,7 @@ def stream_preprocessed(scan: Scan, plan: Plan, survey: Survey, sink: PlaneSink)
     record, axis = survey.record, survey.axis
     rules, flips = _image_rules(record, plan), record.orientation.flips
     depth = _covered(record)[axis]
-    planes = _Planes(depth, record.working.shape[axis], rules, axis, flipped=flips[axis])
+    planes = _Planes(depth, record.working.shape[axis], rules=rules, axis=axis, flipped=flips[axis])
     for start, slab in _slabs(scan, record):
         parts = zip(slab, plan.channels, survey.moments, strict=True)
         normal = torch.stack([_normalise(*part) for part in parts])
@@ -188,11 +189,11 @@ class _Planes:
     Half-pixel centres, edges repeated: ``resample.resample_image`` along one axis.
     """
 
-    def __init__(self, old: int, new: int, rules: AxisRules, axis: int, *, flipped: bool) -> None:
+    def __init__(self, old: int, new: int, *, rules: AxisRules, axis: int, flipped: bool) -> None:
         # Where all axes are linear torch interpolates, which counts in float32: so do we.
         real = np.float32 if rules.orders == (1, 1, 1) else np.float64
-        position = (np.arange(new, dtype=real) + real(0.5)) * (real(old) / real(new)) - real(0.5)
-        position = position.clip(0, old - 1)
+        index: NDArray[Any] = np.arange(new).astype(real)
+        position = ((index + 0.5) * (real(old) / real(new)) - 0.5).clip(0, old - 1)
         if rules.orders[axis] == 0:
             position = nearest_index(old, new).astype(real)
         self._below = np.floor(position).astype(np.intp)
