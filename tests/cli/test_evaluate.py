@@ -48,6 +48,17 @@ def test_table(folders: tuple[str, str], tmp_path: Path) -> None:
     assert "(1.000-1.000)" in result.stdout
 
 
+def test_comparison_on_the_screen(folders: tuple[str, str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app, [*folders, "--allow-missing", "--against", folders[0], "--second-reader", folders[1]]
+    )
+    assert result.exit_code == 0
+    assert "pred - these predictions, on 2 cases" in result.stdout
+    assert "reader" in result.stdout
+    wrong = CliRunner().invoke(app, [*folders, "--resample", "linear"])
+    assert wrong.exit_code != 0
+
+
 def test_case_lists(tmp_path: Path) -> None:
     splits = tmp_path / "splits.json"
     splits.write_text(

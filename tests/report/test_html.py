@@ -1,8 +1,19 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 from html.parser import HTMLParser
+from urllib.parse import quote
 
-from medseg.report.html import Heading, Picture, Table, Text, render_page
+from medseg.report.html import (
+    Heading,
+    Links,
+    Overlay,
+    Picture,
+    Table,
+    Text,
+    render_page,
+)
 
 EVIL = '<script>alert(1)</script>" onload="x'
 
@@ -48,3 +59,17 @@ def test_a_page_is_whole_and_fetches_nothing() -> None:
     assert sources == ["data:image/png;base64,iVBORw=="]
     assert ("class", "error") in found.attributes
     assert ("class", "other") not in found.attributes
+
+
+def test_the_only_script_is_the_one_that_fades() -> None:
+    page = render_page(EVIL, [Overlay(b"png", [(EVIL, b"png")], EVIL), Links([EVIL])])
+    found = parsed(page)
+    assert found.tags.count("script") == 1
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    script = page.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(value for name, value in found.attributes if name == "content" and "src" in value)
+    assert policy.endswith(f"; script-src 'sha256-{digest}'")
+    links = [value for name, value in found.attributes if name == "href"]
+    assert links == [quote(EVIL)]
+    assert "script-src" not in render_page("plain", [Picture(b"png", "a")])

@@ -22,6 +22,7 @@ from medseg.core.results import Prediction
 from medseg.io import isolated
 from medseg.io.formats import write_mask
 from medseg.workflows.evaluate import evaluate
+from medseg.workflows.groups import read_groups
 from tests.io.faulty_reader import worker_with_faults
 from tests.phantoms import blobs, oblique_affine, write_msd_dataset, write_nifti
 
@@ -230,6 +231,142 @@ def test_workers_do_not_change_the_result(folders: tuple[Path, Path]) -> None:
     _write(predictions, "a", "b", shift=1)
     one: dict[str, Any] = evaluate(predictions, references, workers=1)
     assert evaluate(predictions, references, workers=3) == one
+
+
+def _write_organs(folder: Path, mask: NDArray[np.uint8], *, inner: str = "segmentations") -> Path:
+    """A file per organ: both blobs, and one that covers them and more."""
+    for name, organ in (("high", mask == 2), ("low", mask == 1), ("body", mask < 9)):
+        write_nifti(folder / inner / f"{name}.nii.gz", organ.astype(np.uint8) * 255, AFFINE)
+    return folder
+
+
+def test_folders_with_a_file_per_organ_that_overlap(tmp_path: Path) -> None:
+    for reader in ("one", "two"):
+        _write_organs(tmp_path / reader / "a", _mask(0))
+        write_nifti(tmp_path / reader / "a" / "ct.nii.gz", blobs(SHAPE)[0], AFFINE)
+    _write_organs(tmp_path / "one" / "b", _mask(1), inner="Masks")
+    _write_organs(tmp_path / "two" / "b", np.roll(_mask(1), 1, axis=1))
+    out = tmp_path / "out"
+    result = evaluate(tmp_path / "one", tmp_path / "two", out)
+    assert list(result["cases"]) == ["a", "b"]
+    assert [row["name"] for row in result["labels"].values()] == ["body", "high", "low"]
+    assert result["labels"]["1"]["dice"] == 1.0
+    assert 0.3 < result["cases"]["b"]["2"]["dice"] < 1.0 == result["cases"]["a"]["2"]["dice"]
+    assert (out / "report.html").is_file()
+    # The folders of two cases, whatever they are called; every folder with masks, if asked.
+    alone = evaluate(tmp_path / "one" / "a", tmp_path / "two" / "b")
+    assert list(alone["cases"]) == ["b"]
+    for reader in ("three", "four"):
+        _write_organs(tmp_path / reader, _mask(0), inner="x/y")
+    told = evaluate(tmp_path / "three", tmp_path / "four", organs=True)
+    assert list(told["cases"]) == ["x/y"]
+    united = evaluate(tmp_path / "two", tmp_path / "two", labels="both=high+low")
+    assert united["cases"]["a"]["1"]["reference_ml"] == pytest.approx(
+        sum(result["cases"]["a"][value]["reference_ml"] for value in ("2", "3"))
+    )
+
+
+def test_organs_against_a_label_image(tmp_path: Path) -> None:
+    labels = LabelSet.from_names({1: "low", 2: "high"})
+    (tmp_path / "pred").mkdir()
+    write_mask(tmp_path / "pred" / "a.nii.gz", Prediction(_mask(), Geometry(SHAPE, AFFINE), labels))
+    _write_organs(tmp_path / "ref" / "a", _mask())
+    result = evaluate(tmp_path / "pred", tmp_path / "ref")
+    found = {row["name"]: row["dice"] for row in result["labels"].values()}
+    assert found == {"low": 1.0, "high": 1.0, "body": 0.0}
+
+
+def test_organs_of_one_case_on_two_grids(tmp_path: Path) -> None:
+    for reader in ("one", "two"):
+        _write_organs(tmp_path / reader / "a", _mask())
+    moved = AFFINE.copy()
+    moved[1, 3] += 4.0
+    write_nifti(tmp_path / "one/a/segmentations/low.nii.gz", _mask() % 2, moved)
+    with pytest.raises(InputError, match="that of the other organs"):
+        evaluate(tmp_path / "one", tmp_path / "two")
+
+
+def test_another_grid_when_asked(folders: tuple[Path, Path]) -> None:
+    predictions, references = folders
+    # Turned and cropped: every voxel of the reference has a voxel of its own in it.
+    mask = np.pad(_mask(0), ((0, 0), (1, 2), (0, 0)))[::-1]
+    affine = AFFINE @ np.array(
+        [[-1, 0, 0, SHAPE[0] - 1], [0, 1, 0, -1], [0, 0, 1, 0], [0, 0, 0, 1.0]]
+    )
+    write_nifti(predictions / "a.nii.gz", np.ascontiguousarray(mask), affine)
+    assert list(evaluate(predictions, references)["failed"]) == ["a"]
+    result = evaluate(predictions, references, resample="nearest")
+    assert result["failed"] == {}
+    assert result["mean"]["dice"] == 1.0
+    with pytest.raises(SettingsError, match="nearest"):
+        evaluate(predictions, references, resample="linear")
+
+
+def test_two_models_a_second_reader_and_groups(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, references = folders
+    other = _write(tmp_path / "other", "a", "b", shift=1)
+    groups = tmp_path / "groups.csv"
+    groups.write_text("case,site,group\na,x,old\nb,y,new\ndeep/c,y,new\n")
+    out = tmp_path / "out"
+    result = evaluate(
+        predictions, references, out, against=other, second_reader=other, groups=groups,
+        lesions="*", tables=["md", "tex"],
+    )  # fmt: skip
+    found = result["comparison"]
+    assert found["against"] == "other"
+    assert found["cases"] == 2
+    assert found["mean"]["dice"]["mean_difference"] < 0
+    assert found["mean"]["dice"]["lower"] == 2
+    assert found["mean"]["hd95_mm"]["mean_difference"] > 0
+    assert {row["case"] for row in found["changed"]} == {"a", "b"}
+    reader = result["second_reader"]
+    assert reader["cases"] == 2
+    assert reader["mean"]["dice"] == pytest.approx(
+        evaluate(other, references, allow_missing=True)["mean"]["dice"]
+    )
+    assert {name: group["cases"] for name, group in result["groups"].items()} == {
+        "old": 1, "new": 2,
+    }  # fmt: skip
+    assert result["mean"]["lesion_f1"] == 1.0
+    assert "lesion_f1" in (out / "metrics.csv").read_text().partition("\n")[0]
+    assert (out / "summary.md").read_text().startswith("| label | Dice | Dice of second reader")
+    assert (out / "summary.tex").is_file()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for text in ("Compared with other", "Groups", "Distributions", 'data-layer="1"'):
+        assert text in page
+    with pytest.raises(LabelError, match="names"):
+        evaluate(predictions, references, lesions="tumour")
+
+
+def test_groups_from_folds_and_bad_tables(tmp_path: Path) -> None:
+    path = tmp_path / "splits.json"
+    path.write_text('[{"val": ["a"]}, {"validation": ["b"]}]')
+    assert read_groups(path) == {"a": "fold 0", "b": "fold 1"}
+    table = tmp_path / "groups.tsv"
+    table.write_text("a\tx\nb\ty\n")
+    assert read_groups(table) == {"a": "x", "b": "y"}
+    for text in ("a\n", ""):
+        table.write_text(text)
+        with pytest.raises(FileError, match="groups"):
+            read_groups(table)
+    path.write_text("{")
+    with pytest.raises(FileError, match="val"):
+        read_groups(path)
+    with pytest.raises(FileError, match="No such file"):
+        read_groups(tmp_path / "absent.csv")
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 1.5, np.nan])
+def test_masks_that_hold_no_labels(tmp_path: Path, wrong: float) -> None:
+    references = _write(tmp_path / "ref", "a", "b")
+    predictions = _write(tmp_path / "pred", "a", "b")
+    mask = _mask().astype(np.float32)
+    mask[1, 2, 3] = wrong
+    write_nifti(predictions / "b.nii.gz", mask, AFFINE)
+    result = evaluate(predictions, references)
+    assert list(result["failed"]) == ["b"]
+    write_nifti(predictions / "b.nii.gz", _mask(1).astype(np.float32), AFFINE)
+    assert evaluate(predictions, references)["mean"]["dice"] == 1.0
 
 
 def test_real_masks_against_themselves(shared_data: Callable[[str], Path]) -> None:
