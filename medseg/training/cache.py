@@ -24,7 +24,7 @@ from medseg.datasets.dataset import Case
 from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.io.atomic import whole_file, write_text
 from medseg.transforms.load import geometry_of
-from medseg.transforms.preprocess import preprocessing
+from medseg.transforms.steps import preprocessing
 
 CACHE_FORMAT = 1
 _PLACES_PER_CLASS = 10_000

@@ -9,16 +9,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.core.geometry import Geometry
 from medseg.core.plan import Plan
 from medseg.core.scan import Scan
-from medseg.transforms.load import LoadScan, with_geometry
 from medseg.transforms.normalise import filled_nonzero
 from medseg.transforms.preprocess import (
-    MakeRegular,
-    Orient,
-    ResampleMaskToSpacing,
+    Placed,
     RestoreRecord,
-    Steps,
+    finite_voxels,
+    made_regular,
+    oriented,
+    resampled_mask,
 )
 
 
@@ -39,7 +40,7 @@ def outside_of(scan: Scan, plan: Plan, record: RestoreRecord) -> NDArray[np.bool
     """
     if record.crop is None:
         return None
-    turned = _turn(plan)(LoadScan()(scan)).as_tensor()
+    turned, _ = _turned(finite_voxels(scan), scan.geometry, plan)
     outside = ~filled_nonzero(turned[:, *record.crop]).numpy()
     return outside if outside.any() else None
 
@@ -66,18 +67,17 @@ def onto_working_grid(
         the last label where nothing was scanned.
     """
     values = torch.from_numpy(mask.astype(np.int32))[None]
-    data = _turn(plan, nearest=True)(with_geometry(values, scan.geometry))
+    data, geometry = _turned(values, scan.geometry, plan, nearest=True)
     if record.crop is not None:
-        data = with_geometry(data.as_tensor()[:, *record.crop], record.oriented.cut(record.crop))
+        data, geometry = data[:, *record.crop], record.oriented.cut(record.crop)
     if outside is not None:
-        nothing = torch.from_numpy(outside)[None] & (data.as_tensor() == 0)
+        nothing = torch.from_numpy(outside)[None] & (data == 0)
         data = torch.where(nothing, plan.cascade_labels + 1, data)
-    done = ResampleMaskToSpacing(plan.spacing_mm, resampling=plan.resampling)(data)
-    small = plan.cascade_labels < 255
-    labels: Tensor = done.as_tensor()[0].to(torch.uint8 if small else torch.int32)
-    return labels
+    done, _ = resampled_mask(data, geometry, spacing_mm=plan.spacing_mm, resampling=plan.resampling)
+    return done[0].to(torch.uint8 if plan.cascade_labels < 255 else torch.int32)
 
 
-def _turn(plan: Plan, *, nearest: bool = False) -> Steps:
-    bend = [MakeRegular(nearest=nearest)] if plan.orientation == "ras" else []
-    return Steps([*bend, Orient(plan.orientation, plan.axis_order)])
+def _turned(data: Tensor, geometry: Geometry, plan: Plan, *, nearest: bool = False) -> Placed:
+    if plan.orientation == "ras":
+        data, geometry = made_regular(data, geometry, nearest=nearest)
+    return oriented(data, geometry, kind=plan.orientation, axis_order=plan.axis_order)

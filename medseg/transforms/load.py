@@ -11,10 +11,10 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, Transform
 
-from medseg.core.errors import FileError
 from medseg.core.geometry import Geometry
 from medseg.core.scan import Scan
 from medseg.io.formats import read_mask, read_scan
+from medseg.transforms.preprocess import finite_voxels
 
 
 def geometry_of(tensor: MetaTensor) -> Geometry:
@@ -37,17 +37,7 @@ class LoadScan(Transform):
 
     def __call__(self, data: str | Path | Scan) -> MetaTensor:
         scan = data if isinstance(data, Scan) else read_scan(data)
-        voxels = np.ascontiguousarray(scan.voxels(), dtype=np.float32)
-        # A sum is NaN or infinite where any voxel is; looking at each only then is faster.
-        if not np.isfinite(voxels.sum(dtype=np.float64)):
-            bad = int(voxels.size - np.isfinite(voxels).sum())
-            raise FileError(
-                scan.source,
-                expected="finite voxels",
-                got=f"{bad} that are NaN or infinite",
-                cure="Replace them with the background value and try again.",
-            )
-        return with_geometry(torch.from_numpy(voxels), scan.geometry)
+        return with_geometry(finite_voxels(scan), scan.geometry)
 
 
 class LoadMask(Transform):

@@ -1,30 +1,25 @@
 """From a scan to what the network sees: the plan's axes, normalised, at its spacing.
 
-Each step is a MONAI transform that also runs alone. ``preprocessing`` strings them
-together as the plan says; ``preprocess_scan`` runs it on one scan and returns, beside the
-tensor, the record from which ``medseg.transforms.restore`` finds the way back.
+Each step is a function of voxels (C, I, J, K) and their grid that gives both anew.
+``preprocess_scan`` strings them together as the plan says, and returns, beside the tensor,
+the record from which ``medseg.transforms.restore`` finds the way back. The same steps as MONAI
+transforms are in ``medseg.transforms.steps``: loading MONAI takes longer than a small scan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
-from monai.transforms.compose import Compose
-from monai.transforms.transform import MapTransform, Transform
 from torch import Tensor
 
-from medseg.core.errors import InputError, MedsegError
+from medseg.core.errors import FileError, InputError
 from medseg.core.geometry import Geometry, Orientation
-from medseg.core.labels import LabelSet
 from medseg.core.plan import ChannelPlan, Plan, ResamplingPlan, Spacing, Triple
 from medseg.core.scan import Scan
 from medseg.core.slices import SlicePlaces
-from medseg.transforms.load import LoadMaskd, LoadScand, geometry_of, with_geometry
 from medseg.transforms.normalise import Box, filled_nonzero, nonzero_box, normalise
 from medseg.transforms.resample import (
     axis_rules,
@@ -34,7 +29,9 @@ from medseg.transforms.resample import (
     shape_for,
 )
 
+Placed = tuple[Tensor, Geometry]
 _LINEAR = ResamplingPlan()
+_AS_STORED = Orientation((0, 1, 2), (False, False, False))
 
 
 @dataclass(frozen=True)
@@ -112,34 +109,6 @@ class RestoreRecord:
         return self.slices.header_geometry(self.original)
 
 
-class MakeRegular(Transform):
-    """Resample a sheared (C, I, J, K) onto a grid at right angles; leave others as they are.
-
-    Args:
-        nearest: For masks.
-    """
-
-    def __init__(self, *, nearest: bool = False) -> None:
-        self.nearest = nearest
-
-    def __call__(self, data: MetaTensor) -> MetaTensor:
-        geometry = geometry_of(data)
-        if geometry.is_regular:
-            return data
-        cover = geometry.regular_cover()
-        voxels = data.as_tensor().float()
-        # Outside the scan there is air: the least value of the scan, background in a mask.
-        sampled = sample_rows(
-            voxels,
-            np.linalg.solve(geometry.affine_ras, cover.affine_ras),
-            cover.shape,
-            rows=slice(0, cover.shape[0]),
-            nearest=self.nearest,
-            fill=float(voxels.min()),
-        )
-        return with_geometry(sampled.to(data.dtype), cover)
-
-
 def working_orientation(geometry: Geometry, kind: str, axis_order: Triple) -> Orientation:
     """What turns a grid to a plan's working axes.
 
@@ -154,168 +123,110 @@ def working_orientation(geometry: Geometry, kind: str, axis_order: Triple) -> Or
     return Orientation((a, b, c), (d, e, f))
 
 
-_AS_STORED = Orientation((0, 1, 2), (False, False, False))
+def finite_voxels(scan: Scan) -> Tensor:
+    """The voxels (C, I, J, K) as float32, in the file's own axis order.
 
-
-class Orient(Transform):
-    """Exchange and flip axes to a plan's working axes; voxels are not resampled."""
-
-    def __init__(self, kind: str = "ras", axis_order: Triple = (0, 1, 2)) -> None:
-        self.kind, self.axis_order = kind, axis_order
-
-    def __call__(self, data: MetaTensor) -> MetaTensor:
-        geometry = geometry_of(data)
-        orientation = working_orientation(geometry, self.kind, self.axis_order)
-        turned = data.as_tensor().permute(0, *(axis + 1 for axis in orientation.axes))
-        turned = turned.flip([axis + 1 for axis in range(3) if orientation.flips[axis]])
-        return with_geometry(turned.contiguous(), geometry.reoriented(orientation))
-
-
-class OrientToRAS(Orient):
-    """Exchange and flip axes to the order closest to RAS+; voxels are not resampled."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-
-class CropNonzerod(MapTransform):
-    """Cut the keys of a dictionary to where any channel of ``source`` is not 0.
-
-    The keys share one grid. The box is kept under ``"crop"``.
+    Raises:
+        FileError: The file cannot be read, or holds NaN or infinity.
     """
-
-    def __init__(self, keys: Sequence[str], source: str = "image") -> None:
-        super().__init__(keys)
-        self.source = source
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        done = dict(data)
-        box = nonzero_box(done[self.source].as_tensor())
-        for key in self.key_iterator(done):
-            geometry = geometry_of(done[key]).cut(box)
-            done[key] = with_geometry(done[key].as_tensor()[:, *box], geometry)
-        done["crop"] = box
-        return done
+    voxels = np.ascontiguousarray(scan.voxels(), dtype=np.float32)
+    # A sum is NaN or infinite where any voxel is; looking at each only then is faster.
+    if not np.isfinite(voxels.sum(dtype=np.float64)):
+        bad = int(voxels.size - np.isfinite(voxels).sum())
+        raise FileError(
+            scan.source,
+            expected="finite voxels",
+            got=f"{bad} that are NaN or infinite",
+            cure="Replace them with the background value and try again.",
+        )
+    return torch.from_numpy(voxels)
 
 
-class NormaliseChannels(Transform):
-    """Normalise each channel of (C, I, J, K) as its plan says."""
+def made_regular(data: Tensor, geometry: Geometry, *, nearest: bool = False) -> Placed:
+    """Resample sheared voxels onto a grid at right angles; leave others as they are.
 
-    def __init__(self, channels: Sequence[ChannelPlan]) -> None:
-        self.channels = tuple(channels)
-
-    def __call__(self, data: MetaTensor) -> MetaTensor:
-        if data.shape[0] != len(self.channels):
-            raise InputError(
-                "channels",
-                expected=f"{len(self.channels)} "
-                f"({', '.join(channel.name for channel in self.channels)})",
-                got=str(data.shape[0]),
-                cure="Give one image per channel in the plan's order.",
-            )
-        masked = any(channel.normalisation == "zscore_mask" for channel in self.channels)
-        region = filled_nonzero(data.as_tensor()) if masked else None
-        parts = [
-            normalise(voxels, channel, region=region)
-            for voxels, channel in zip(data.as_tensor(), self.channels, strict=True)
-        ]
-        return with_geometry(torch.stack(parts), geometry_of(data))
-
-
-class ResampleToSpacing(Transform):
-    """Resample (C, I, J, K) to a spacing along its axes; None keeps an axis."""
-
-    def __init__(self, spacing_mm: Spacing, *, resampling: ResamplingPlan = _LINEAR) -> None:
-        self.spacing_mm, self.resampling = spacing_mm, resampling
-
-    def __call__(self, data: MetaTensor) -> MetaTensor:
-        geometry = geometry_of(data)
-        shape = shape_for(geometry, self.spacing_mm, rounding=self.resampling.rounding)
-        own = geometry.spacing_mm
-        wanted = [step or old for step, old in zip(self.spacing_mm, own, strict=True)]
-        rules = axis_rules(self.resampling.image, own, wanted, self.resampling.anisotropy)
-        done = resample_image(data.as_tensor(), shape, rules=rules)
-        return with_geometry(done, geometry.with_shape(shape))
+    Args:
+        data: (C, I, J, K).
+        geometry: Their grid.
+        nearest: For masks.
+    """
+    if geometry.is_regular:
+        return data, geometry
+    cover = geometry.regular_cover()
+    voxels = data.float()
+    # Outside the scan there is air: the least value of the scan, background in a mask.
+    sampled = sample_rows(
+        voxels,
+        np.linalg.solve(geometry.affine_ras, cover.affine_ras),
+        cover.shape,
+        rows=slice(0, cover.shape[0]),
+        nearest=nearest,
+        fill=float(voxels.min()),
+    )
+    return sampled.to(data.dtype), cover
 
 
-class ResampleMaskToSpacing(Transform):
-    """The same for class indices (1, I, J, K), by a weighted vote of the neighbours."""
-
-    def __init__(self, spacing_mm: Spacing, *, resampling: ResamplingPlan = _LINEAR) -> None:
-        self.spacing_mm, self.resampling = spacing_mm, resampling
-
-    def __call__(self, data: MetaTensor) -> MetaTensor:
-        geometry = geometry_of(data)
-        shape = shape_for(geometry, self.spacing_mm, rounding=self.resampling.rounding)
-        own = geometry.spacing_mm
-        wanted = [step or old for step, old in zip(self.spacing_mm, own, strict=True)]
-        rules = axis_rules(self.resampling.labels, own, wanted, self.resampling.anisotropy)
-        labels = resample_labels(data.as_tensor()[0].numpy(), shape, rules=rules)
-        return with_geometry(torch.from_numpy(labels)[None], geometry.with_shape(shape))
+def oriented(
+    data: Tensor, geometry: Geometry, *, kind: str = "ras", axis_order: Triple = (0, 1, 2)
+) -> Placed:
+    """Exchange and flip axes to a plan's working axes; voxels are not resampled."""
+    orientation = working_orientation(geometry, kind, axis_order)
+    turned = data.permute(0, *(axis + 1 for axis in orientation.axes))
+    turned = turned.flip([axis + 1 for axis in range(3) if orientation.flips[axis]])
+    return turned.contiguous(), geometry.reoriented(orientation)
 
 
-class ToClasses(Transform):
-    """Mask values (1, I, J, K) to class indices 0..n of a label set, int32."""
+def normalised(data: Tensor, channels: Sequence[ChannelPlan]) -> Tensor:
+    """Normalise each channel of (C, I, J, K) as its plan says.
 
-    def __init__(self, labels: LabelSet) -> None:
-        self.labels = labels
-
-    def __call__(self, data: MetaTensor) -> MetaTensor:
-        classes = self.labels.to_classes(data.as_tensor().numpy()).astype("int32")
-        return with_geometry(torch.from_numpy(classes), geometry_of(data))
-
-
-class Steps(Compose):
-    """MONAI's Compose that lets medseg's own errors through, where MONAI wraps every one."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().__call__(*args, **kwargs)
-        except RuntimeError as error:
-            cause = error.__cause__
-            while cause is not None and not isinstance(cause, MedsegError):
-                cause = cause.__cause__
-            if cause is None:
-                raise
-            raise cause from None
-
-
-class Eachd(MapTransform):
-    """Run an array transform on the keys of a dictionary."""
-
-    def __init__(self, keys: Sequence[str], transform: Transform) -> None:
-        super().__init__(keys)
-        self.transform = transform
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        done = dict(data)
-        for key in self.key_iterator(done):
-            done[key] = self.transform(done[key])
-        return done
-
-
-def preprocessing(plan: Plan, *, with_mask: bool = False) -> Compose:
-    """The plan's steps for ``{"image": path or Scan}``, and ``"label"`` when asked for."""
-    keys = ["image", "label"] if with_mask else ["image"]
-    steps: list[Transform] = [LoadScand(["image"])]
-    if with_mask:
-        steps += [LoadMaskd(["label"]), Eachd(["label"], ToClasses(plan.labels))]
-    if plan.orientation == "ras":
-        steps.append(Eachd(["image"], MakeRegular()))
-        if with_mask:
-            steps.append(Eachd(["label"], MakeRegular(nearest=True)))
-    steps.append(Eachd(keys, Orient(plan.orientation, plan.axis_order)))
-    if plan.crop == "nonzero":
-        steps.append(CropNonzerod(keys))
-    steps += [
-        # Before resampling, so that metal and other extremes are clipped before they spread.
-        Eachd(["image"], NormaliseChannels(plan.channels)),
-        Eachd(["image"], ResampleToSpacing(plan.spacing_mm, resampling=plan.resampling)),
+    Raises:
+        InputError: There are more or fewer channels.
+    """
+    if data.shape[0] != len(channels):
+        raise InputError(
+            "channels",
+            expected=f"{len(channels)} ({', '.join(channel.name for channel in channels)})",
+            got=str(data.shape[0]),
+            cure="Give one image per channel in the plan's order.",
+        )
+    masked = any(channel.normalisation == "zscore_mask" for channel in channels)
+    region = filled_nonzero(data) if masked else None
+    parts = [
+        normalise(voxels, channel, region=region)
+        for voxels, channel in zip(data, channels, strict=True)
     ]
-    if with_mask:
-        mask_steps = ResampleMaskToSpacing(plan.spacing_mm, resampling=plan.resampling)
-        steps.append(Eachd(["label"], mask_steps))
-    return Steps(steps)
+    return torch.stack(parts)
+
+
+def resampled(
+    data: Tensor,
+    geometry: Geometry,
+    *,
+    spacing_mm: Spacing,
+    resampling: ResamplingPlan = _LINEAR,
+) -> Placed:
+    """Resample (C, I, J, K) to a spacing along its axes; None keeps an axis."""
+    shape = shape_for(geometry, spacing_mm, rounding=resampling.rounding)
+    own = geometry.spacing_mm
+    wanted = [step or old for step, old in zip(spacing_mm, own, strict=True)]
+    rules = axis_rules(resampling.image, own, wanted, resampling.anisotropy)
+    return resample_image(data, shape, rules=rules), geometry.with_shape(shape)
+
+
+def resampled_mask(
+    data: Tensor,
+    geometry: Geometry,
+    *,
+    spacing_mm: Spacing,
+    resampling: ResamplingPlan = _LINEAR,
+) -> Placed:
+    """The same for class indices (1, I, J, K), by a weighted vote of the neighbours."""
+    shape = shape_for(geometry, spacing_mm, rounding=resampling.rounding)
+    own = geometry.spacing_mm
+    wanted = [step or old for step, old in zip(spacing_mm, own, strict=True)]
+    rules = axis_rules(resampling.labels, own, wanted, resampling.anisotropy)
+    labels = resample_labels(data[0].numpy(), shape, rules=rules)
+    return torch.from_numpy(labels)[None], geometry.with_shape(shape)
 
 
 def preprocess_scan(scan: Scan, plan: Plan) -> tuple[Tensor, RestoreRecord]:
@@ -323,7 +234,21 @@ def preprocess_scan(scan: Scan, plan: Plan) -> tuple[Tensor, RestoreRecord]:
 
     Returns:
         The tensor (C, I, J, K) float32 on the plan's axes at its spacing, and the way back.
+
+    Raises:
+        FileError: The file cannot be read, or holds NaN or infinity.
+        InputError: Its channels are not the plan's.
     """
-    data = preprocessing(plan)({"image": scan})
-    record = RestoreRecord.for_plan(scan.geometry, plan, crop=data.get("crop"))
-    return data["image"].as_tensor(), record
+    data, geometry, crop = finite_voxels(scan), scan.geometry, None
+    if plan.orientation == "ras":
+        data, geometry = made_regular(data, geometry)
+    data, geometry = oriented(data, geometry, kind=plan.orientation, axis_order=plan.axis_order)
+    if plan.crop == "nonzero":
+        crop = nonzero_box(data)
+        data, geometry = data[:, *crop], geometry.cut(crop)
+    # Before resampling, so that metal and other extremes are clipped before they spread.
+    data = normalised(data, plan.channels)
+    data, geometry = resampled(
+        data, geometry, spacing_mm=plan.spacing_mm, resampling=plan.resampling
+    )
+    return data, RestoreRecord.for_plan(scan.geometry, plan, crop=crop)

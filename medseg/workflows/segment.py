@@ -31,8 +31,12 @@ from medseg.io.formats import is_dicom_source, read_scan, write_mask
 from medseg.io.nifti import scan_from_nibabel
 from medseg.io.nifti_scan import write_nifti_scan
 from medseg.postprocess.chain import apply_chain
-from medseg.transforms.load import LoadScan
-from medseg.transforms.preprocess import MakeRegular, RestoreRecord, preprocess_scan
+from medseg.transforms.preprocess import (
+    RestoreRecord,
+    finite_voxels,
+    made_regular,
+    preprocess_scan,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -245,7 +249,7 @@ def save_scan(source: ScanLike, plan: Plan, prediction: Prediction, path: Path) 
     scan = read(source, plan)
     voxels = scan.voxels()
     if scan.geometry != prediction.geometry:
-        voxels = MakeRegular()(LoadScan()(scan)).as_tensor().numpy()
+        voxels = made_regular(finite_voxels(scan), scan.geometry)[0].numpy()
     write_nifti_scan(path, voxels, prediction.geometry)
 
 

@@ -15,16 +15,15 @@ from medseg.core.plan import ChannelPlan
 from medseg.core.scan import Scan
 from medseg.transforms.load import LoadScan, LoadScand
 from medseg.transforms.normalise import normalise
-from medseg.transforms.preprocess import (
+from medseg.transforms.preprocess import RestoreRecord, preprocess_scan
+from medseg.transforms.restore import restore_classes
+from medseg.transforms.steps import (
     Eachd,
     MakeRegular,
     NormaliseChannels,
     OrientToRAS,
-    RestoreRecord,
-    preprocess_scan,
     preprocessing,
 )
-from medseg.transforms.restore import restore_classes
 from tests.models import small_plan
 from tests.phantoms import blobs, lopsided_geometry, write_msd_dataset, write_nifti
 
