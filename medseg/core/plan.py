@@ -9,6 +9,7 @@ order; a 2D plan has a patch of (I, J, 1) and a network that sees single slices.
 from __future__ import annotations
 
 import json
+from math import isfinite
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -22,6 +23,10 @@ Triple = tuple[int, int, int]
 Spacing = tuple[float | None, float | None, float | None]
 _Side = Annotated[int, Field(ge=1)]
 _Sides = tuple[_Side, _Side, _Side]
+# Far beyond any network; what a damaged or wicked plan asks for beyond is refused.
+_Width = Annotated[int, Field(ge=1, le=1 << 20)]
+_Count = Annotated[int, Field(ge=1, le=64)]
+MOST_STAGES = 16
 _Word = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^\S(.*\S)?$")]
 _Step = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
 Normalisation = Literal[
@@ -83,6 +88,8 @@ class ChannelPlan(_Frozen):
         given = (self.clip_low, self.clip_high, self.mean, self.std)
         if self.normalisation == "ct" and any(value is None for value in given):
             raise ValueError("'ct' needs clip_low, clip_high, mean and std")
+        if not all(value is None or isfinite(value) for value in given):
+            raise ValueError(f"clip_low, clip_high, mean and std must be finite, not {given}")
         return self
 
 
@@ -93,16 +100,18 @@ class NetworkPlan(_Frozen):
     spatial_dims: Literal[2, 3]
     in_channels: int = Field(ge=1)
     classes: int = Field(ge=1, description="Labels and background; with regions the regions.")
-    features: tuple[_Side, ...] = Field(min_length=2, description="Channels of each stage.")
+    features: tuple[_Width, ...] = Field(
+        min_length=2, max_length=MOST_STAGES, description="Channels of each stage."
+    )
     strides: tuple[_Sides, ...] = Field(description="Step into each stage; (1, 1, 1) first.")
     kernels: tuple[_Sides, ...] = Field(description="Kernel of each stage; sides are odd.")
-    convolutions: int = Field(default=2, ge=1, description="Convolutions per stage.")
-    encoder_convolutions: tuple[_Side, ...] = Field(
+    convolutions: _Count = Field(default=2, description="Convolutions per stage.")
+    encoder_convolutions: tuple[_Count, ...] = Field(
         default=(),
         description="Convolutions (residual_unet: blocks) of each encoder stage, finest first; "
         "empty takes ``convolutions`` for all.",
     )
-    decoder_convolutions: tuple[_Side, ...] = Field(
+    decoder_convolutions: tuple[_Count, ...] = Field(
         default=(),
         description="The same of each decoder stage, finest first; one fewer than the encoder.",
     )

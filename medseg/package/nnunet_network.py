@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medseg.core.errors import PackageError
-from medseg.core.plan import NetworkPlan
+from medseg.core.plan import MOST_STAGES, NetworkPlan
 
 Json = Mapping[str, Any]
 _UNETS = "dynamic_network_architectures.architectures"
@@ -70,6 +70,8 @@ def network_plan(setup: Json, *, channels: int, classes: int, source: str) -> Ne
     name = _NETWORKS[found]
     dims = len(setup["patch_size"])
     stages = int(sizes["n_stages"])
+    if not 2 <= stages <= MOST_STAGES:
+        raise refuse("n_stages", stages, (f"2 to {MOST_STAGES}",), source)
     counts = sizes["n_conv_per_stage" if name == "unet" else "n_blocks_per_stage"]
     decoder = _per_stage(sizes["n_conv_per_stage_decoder"], stages - 1)
     return NetworkPlan(

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -86,9 +87,12 @@ class ModelPackage:
         """
         built = []
         for weights in self.members:
-            network = build_network(self.plan.network)
+            # Without memory of its own: sizes are checked before any is taken.
+            with torch.device("meta"):
+                network = build_network(self.plan.network)
             _check_fit(network, weights)
-            network.load_state_dict(dict(weights))
+            single = {name: value.float() for name, value in weights.items()}
+            network.load_state_dict(single, assign=True)
             built.append(network.eval())
         return built
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
+import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,15 @@ from medseg.core.errors import PackageError
 from medseg.core.geometry import Geometry
 from medseg.core.plan import AxisResampling
 from medseg.core.scan import Scan
+from medseg.networks.build import build_network
 from medseg.package.nnunet import is_nnunet_folder, load_nnunet
 from medseg.package.nnunet_plan import plan_of
 from medseg.transforms.preprocess import preprocess_scan
 from tests.nnunet_models import (
     GOLDEN,
+    dataset,
     golden_network,
+    plans,
     wave,
     write_nnunet_cascade,
     write_nnunet_model,
@@ -102,8 +108,8 @@ def test_a_plan_says_all_that_matters(tmp_path: Path) -> None:
 def test_old_plans_give_the_same_network(tmp_path: Path) -> None:
     new = load_nnunet(write_nnunet_model(tmp_path / "new"))
     old = write_nnunet_model(tmp_path / "old")
-    plans = json.loads((old / "plans.json").read_text())
-    setup = plans["configurations"]["base"]
+    found_plans = json.loads((old / "plans.json").read_text())
+    setup = found_plans["configurations"]["base"]
     sizes = setup.pop("architecture")["arch_kwargs"]
     setup |= {
         "UNet_class_name": "PlainConvUNet",
@@ -114,14 +120,18 @@ def test_old_plans_give_the_same_network(tmp_path: Path) -> None:
         "conv_kernel_sizes": sizes["kernel_sizes"],
         "pool_op_kernel_sizes": sizes["strides"],
     }
-    (old / "plans.json").write_text(json.dumps(plans))
+    (old / "plans.json").write_text(json.dumps(found_plans))
     # 4, 8 capped at 6, 16 capped at 6: not the golden 4, 6, 8.
     with pytest.raises(PackageError, match="parameters differ"):
         load_nnunet(old)
     setup["unet_max_num_features"] = 100
     assert new.plan.network.features == (4, 6, 8)
     found = plan_of(
-        plans, json.loads((old / "dataset.json").read_text()), "tested", mirror_axes=(), source="x"
+        found_plans,
+        json.loads((old / "dataset.json").read_text()),
+        "tested",
+        mirror_axes=(),
+        source="x",
     )
     expected = new.plan.network.model_copy(update={"features": (4, 8, 16)})
     assert found.network == expected
@@ -259,6 +269,55 @@ def test_foreign_plans(text: str, tmp_path: Path) -> None:
         load_nnunet(folder)
 
 
+ODD = (None, True, -1, 0, 7, 10**30, float("nan"), "", "x", [], [[]], [1, 2], {}, {"0": []})
+
+
+def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each value of a JSON tree, and to each object and list."""
+    if path:
+        yield path
+    if isinstance(tree, dict | list):
+        for key in tree if isinstance(tree, dict) else range(len(tree)):
+            yield from leaves(tree[key], (*path, key))
+
+
+@pytest.mark.parametrize("which", ["plans", "dataset"])
+def test_any_odd_value_is_a_plan_or_one_error(which: str) -> None:
+    whole = {"plans": plans("ResidualEncoderUNet_3d"), "dataset": dataset()}
+    refused, chance = 0, random.Random(8)
+    for path in leaves(whole[which]):
+        for odd in chance.sample(ODD, 3):
+            both = copy.deepcopy(whole)
+            room: Any = both[which]
+            for key in path[:-1]:
+                room = room[key]
+            room[path[-1]] = odd
+            try:
+                with torch.device("meta"):
+                    plan = plan_of(**both, configuration="tested", mirror_axes=(0,), source="odd")
+                    build_network(plan.network)
+            except PackageError:
+                refused += 1
+    assert refused > 10
+
+
+def test_flipped_bytes_of_a_checkpoint_run_nothing(tmp_path: Path) -> None:
+    folder = write_nnunet_model(tmp_path / "model")
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    whole = file.read_bytes()
+    chance = random.Random(3)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        # The pickle lies at the beginning of the file, behind the zip's first header.
+        for _ in range(3):
+            damaged[chance.randrange(min(len(damaged), 4000))] = chance.randrange(256)
+        file.write_bytes(damaged)
+        try:
+            load_nnunet(folder)
+        except PackageError:
+            continue
+
+
 def test_networks_built_otherwise_are_refused(tmp_path: Path) -> None:
     for number, (key, value) in enumerate(
         [
@@ -272,8 +331,8 @@ def test_networks_built_otherwise_are_refused(tmp_path: Path) -> None:
         ]
     ):
         folder = write_nnunet_model(tmp_path / str(number))
-        plans = json.loads((folder / "plans.json").read_text())
-        plans["configurations"]["base"]["architecture"]["arch_kwargs"][key] = value
-        (folder / "plans.json").write_text(json.dumps(plans))
+        changed = json.loads((folder / "plans.json").read_text())
+        changed["configurations"]["base"]["architecture"]["arch_kwargs"][key] = value
+        (folder / "plans.json").write_text(json.dumps(changed))
         with pytest.raises(PackageError, match=key):
             load_nnunet(folder)
