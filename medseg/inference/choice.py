@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from medseg.core.errors import MedsegError, OutputError, ResourceError
+from medseg.core.errors import MissingPackageError, OutputError, ResourceError
 from medseg.core.plan import Plan
 from medseg.core.settings import cache_folder
 from medseg.inference.backends import (
@@ -131,7 +131,7 @@ class Backends:
         """OpenVINO for all members, or torch with a warning."""
         try:
             return self._coming.result() if self._coming else self._open_all()
-        except (ConversionError, MedsegError) as error:
+        except (ConversionError, MissingPackageError) as error:
             _log.warning("torch is used instead of OpenVINO: %s", error)
             return self._torch
 
@@ -150,8 +150,12 @@ class Backends:
         source = self._sources[0]
         try:
             candidate = open_backend(source)
-        except (ConversionError, MedsegError) as error:
+        except ConversionError as error:
             _record(source, "torch", f"OpenVINO cannot run it: {error}", {})
+            return self._torch
+        except MissingPackageError as error:
+            # An installation can be mended: not to be remembered.
+            _log.warning("torch is used instead of OpenVINO: %s", error)
             return self._torch
         tile = sample_tile(source.in_channels, source.patch)
         # Both have run a tile before: the work so far and the comparison of a conversion.
@@ -168,7 +172,7 @@ class Backends:
             return self._torch
         try:
             return [candidate, *(open_backend(other) for other in self._sources[1:])]
-        except (ConversionError, MedsegError) as error:
+        except (ConversionError, MissingPackageError) as error:
             _log.warning("torch is used instead of OpenVINO: %s", error)
             return self._torch
 

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medseg.core.errors import MissingPackageError
 from medseg.core.optional import require
 from medseg.core.settings import cache_folder
 from medseg.inference.backends import Backend, TorchBackend
@@ -93,7 +94,12 @@ class OpenVINOBackend:
         """Logits of a batch of tiles."""
         # One request at a time takes all cores; more at once would only hold more memory.
         with self._lock:
-            outputs = self._request.infer([tiles.contiguous().numpy()], share_inputs=True)
+            try:
+                outputs = self._request.infer([tiles.contiguous().numpy()], share_inputs=True)
+            except RuntimeError as error:
+                if "alloc" in str(error).lower():
+                    raise MemoryError("OpenVINO found no room for its tiles") from error
+                raise
             return torch.from_numpy(outputs[0])
 
 
@@ -139,10 +145,18 @@ def import_openvino() -> ModuleType:
     """OpenVINO, without its telemetry.
 
     Raises:
-        MissingPackageError: It is not installed.
+        MissingPackageError: It is not installed, or cannot be loaded.
     """
     _silence_telemetry()
-    return require("openvino", extra="openvino", feature="--backend openvino")
+    try:
+        return require("openvino", extra="openvino", feature="--backend openvino")
+    except ImportError as error:
+        raise MissingPackageError(
+            "--backend openvino",
+            expected="an OpenVINO that can be loaded",
+            got=str(error),
+            cure="Run: pip install --force-reinstall openvino",
+        ) from error
 
 
 class _Silence:
@@ -278,8 +292,8 @@ def _keep(ov: ModuleType, model: Any, folder: Path, found: Agreement) -> None:
             "equal": found.equal,
         }
         (staging / "checked.json").write_text(json.dumps(facts), encoding="utf-8")
-        # Where another process was first, its folder stands there and is as good.
-        with suppress(FileExistsError):
+        # Where another process was first, its folder is as good.
+        if not folder.exists():
             staging.rename(folder)
         _tidy(folder.parent)
     except (OSError, RuntimeError) as error:

@@ -160,6 +160,35 @@ def test_a_damaged_conversion_is_made_anew(
 
 
 @needs_openvino
+def test_two_that_convert_at_once_do_not_disturb_each_other(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, x = plan_of(2), tiles(plan_of(2), 1)
+    with ThreadPoolExecutor(2) as pool:
+        # Neither finds what the other wrote, as two processes that start together.
+        monkeypatch.setattr(openvino_backend, "_from_cache", lambda *_: None)
+        first, second = pool.map(lambda _: make("openvino", plan).for_work(1)[0](x), range(2))
+    assert torch.equal(first, second)
+    monkeypatch.undo()
+    monkeypatch.setenv("MEDSEG_CACHE", str(cache))
+    (folder,) = (cache / "openvino").iterdir()
+    assert openvino_backend._from_cache(openvino_backend.import_openvino(), folder) is not None
+
+
+@needs_openvino
+def test_no_room_is_told_as_such() -> None:
+    (backend,) = make("openvino", plan_of(2)).for_work(1)
+
+    class Full:
+        def infer(self, *_: object, **__: object) -> None:
+            raise RuntimeError("std::bad_alloc")
+
+    backend._request = Full()  # type: ignore[attr-defined]
+    with pytest.raises(MemoryError, match="no room"):
+        backend(tiles(plan_of(2), 1))
+
+
+@needs_openvino
 def test_without_a_cache_folder_it_runs_all_the_same(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +293,9 @@ def test_work_is_counted_by_hand() -> None:
     assert forwards_of(plan, (32, 18, 5)) == 3 * 2 * 1 * 4
 
 
-def test_backends_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backends_that_cannot_be_had_are_refused(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(SettingsError, match=r"--backend.*openvino"):
         make("tensorrt", plan_of(2))
     if openvino_backend.openvino_version() is not None:
@@ -273,6 +304,17 @@ def test_backends_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingPackageError, match=r"medseg\[openvino\]"):
         make("openvino", plan_of(2))
+
+    def broken(*_: object, **__: object) -> None:
+        raise ImportError("libtbb.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(openvino_backend, "require", broken)
+    with pytest.raises(MissingPackageError, match="libtbb"):
+        make("openvino", plan_of(2))
+    monkeypatch.setattr(choice, "PAYS_FROM_S", 0.0)
+    if openvino_backend.openvino_version() is not None:
+        assert make("auto", plan_of(2)).for_work(100)[0].name == "torch"
+        assert not (cache / "choices").exists(), "an installation can be mended"
     monkeypatch.setattr(choice, "openvino_version", lambda: None)
     monkeypatch.setattr(choice, "PAYS_FROM_S", 0.0)
     assert make("auto", plan_of(2)).for_work(100)[0].name == "torch"
