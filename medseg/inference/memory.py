@@ -20,6 +20,8 @@ from medseg.transforms.winners import class_dtype
 
 Ring = Literal["auto", "fp32", "fp16"]
 _SHARE_OF_FREE = 0.8
+# What the C library keeps of freed memory in pieces below 32 MB, which it may not give back.
+_ALLOCATOR_BYTES = 64_000_000
 _CGROUP_FILES = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -55,6 +57,7 @@ class Setup:
         extra_channels: Carried beside the classes.
         products: Bytes per voxel of the target of what is made beside labels, held in memory.
         skip_air: Whether the logits of one tile are kept for tiles that hold a single value.
+        keeps_labels: Whether the labels are gathered in memory.
     """
 
     device: torch.device
@@ -65,6 +68,7 @@ class Setup:
     extra_channels: int = 0
     products: int = 0
     skip_air: bool = False
+    keeps_labels: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ def estimate(
     """
     size, patch = record.working.shape, prod(plan.patch_size)
     if volume_bytes is None:
-        volume_bytes = 4 * plan.network.in_channels * prod(size)
+        # Labels of an earlier stage are kept as one number a voxel.
+        volume_bytes = (4 * len(plan.channels) + bool(plan.cascade_labels)) * prod(size)
     tiling = Tiling.of(size, plan.patch_size, plan.inference.step)
     channels = plan.network.classes + setup.extra_channels
     width = 2 if setup.half else 4
@@ -123,7 +128,8 @@ def estimate(
     restoring = working_bytes(record, tiling.order, channels, width=width)
     # The sum, the view that is added to it, and its flipped copy; then the tile's weights.
     copies = 1 + (2 if setup.views > 1 else 0) + (2 if setup.extra_channels else 0)
-    logits = 4 * setup.batch * patch * channels * copies
+    # One tile of the batch before is still being added up.
+    logits = 4 * patch * channels * (setup.batch * copies + 1)
     tiles = 4 * patch * (2 * setup.batch * plan.network.in_channels + 2)
     running = {
         "network": setup.batch * _network_bytes(plan),
@@ -132,7 +138,9 @@ def estimate(
     holding = {"carried logits": carried, "restoring": restoring}
     target = prod(record.target.shape)
     dtype = class_dtype(plan.network.classes + 1)
-    ram = {"scan at the model's spacing": volume_bytes, "labels": target * dtype.itemsize}
+    labels = target * dtype.itemsize * setup.keeps_labels
+    ram = {"scan at the model's spacing": volume_bytes, "labels": labels}
+    ram["allocator"] = _ALLOCATOR_BYTES
     if setup.products:
         ram["products"] = target * setup.products
     device: dict[str, int] = {}

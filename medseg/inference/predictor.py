@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -113,7 +112,7 @@ class Predictor:
             ResourceError: It does not fit; with the figure.
         """
         record = RestoreRecord.for_plan(geometry, self.plan)
-        wanted = self._setup(self.plan.network.classes)
+        wanted = self._setup()
         _, found = fit(record, self.plan, wanted, limits=self.limits, preparing=True)
         _log.debug("memory: %s", found.describe())
         return found
@@ -158,15 +157,15 @@ class Predictor:
         plan, products = self.plan, products or Products()
         volume = TensorVolume(voxels) if isinstance(voxels, Tensor) else voxels
         spread = products.disagreement
-        wanted = self._setup(
-            plan.network.classes,
+        in_memory = [one for one in (product_sinks or {}).values() if isinstance(one, ArraySink)]
+        wanted = replace(
+            self._setup(),
             extra_channels=int(spread),
-            products=len(products.names) * np.dtype(products.dtype).itemsize,
+            products=sum(one.array.itemsize for one in in_memory),
+            keeps_labels=isinstance(sink, ArraySink),
         )
-        in_memory = volume.shape if isinstance(volume, TensorVolume) else (0,)
-        setup, found = fit(
-            record, plan, wanted, limits=self.limits, volume_bytes=4 * prod(in_memory)
-        )
+        held = 4 * prod(volume.shape) if isinstance(volume, TensorVolume) else 0
+        setup, found = fit(record, plan, wanted, limits=self.limits, volume_bytes=held)
         _log.debug("memory: %s", found.describe())
         tiling = self._tiling(volume)
         restorer = Restorer(
@@ -199,35 +198,33 @@ class Predictor:
             box = [slice(c, c + int(n)) for c, n in zip(corner, block.shape[1:], strict=True)]
             whole[:, *box] = block
 
-        self._accumulate(volume, tiling, self._setup(classes), collect, spread=False)
+        self._accumulate(volume, tiling, self._setup(), collect, spread=False)
         return whole
 
     @torch.inference_mode()
     def classes(self, voxels: Tensor | Volume) -> NDArray[Any]:
         """Class indices (I, J, K) on the plan's own grid, without restoring."""
         volume = TensorVolume(voxels) if isinstance(voxels, Tensor) else voxels
-        tiling, classes = self._tiling(volume), self.plan.network.classes
+        tiling = self._tiling(volume)
         sink = ArraySink(tiling.shape, class_dtype(len(self.plan.labels) + 1))
 
         def collect(block: Tensor, corner: Triple) -> None:
             a, b, c = (slice(c, c + int(n)) for c, n in zip(corner, block.shape[1:], strict=True))
             sink.write((a, b, c), winners(block, self.plan.activation).cpu().numpy())
 
-        self._accumulate(volume, tiling, self._setup(classes), collect, spread=False)
+        self._accumulate(volume, tiling, self._setup(), collect, spread=False)
         return sink.array
 
     def _tiling(self, volume: Volume) -> Tiling:
         _, i, j, k = volume.shape
         return Tiling.of((i, j, k), self.plan.patch_size, self.plan.inference.step)
 
-    def _setup(self, classes: int, *, extra_channels: int = 0, products: int = 0) -> Setup:
+    def _setup(self) -> Setup:
         return Setup(
             self.device,
             batch=self.batch,
             held_on=self.device,
             views=len(self.networks) * 2 ** len(self.plan.inference.mirror_axes),
-            extra_channels=extra_channels,
-            products=products,
             skip_air=self.skip_air,
         )
 

@@ -19,6 +19,8 @@ Activation = Literal["softmax", "regions"]
 # With fewer classes, or with more voxels to interpolate, all at once is faster than some.
 _DENSE_CLASSES = 4
 _DENSE_SHARE = 0.15
+# Values that are gathered at a time.
+_FILL_VALUES = 1_000_000
 
 
 def winners(logits: Tensor, activation: Activation) -> Tensor:
@@ -96,7 +98,7 @@ def _fill(
     classes, _, height, width = logits.shape
     # One voxel's classes side by side: each of its neighbours is then one run of memory.
     table = logits.permute(1, 2, 3, 0).reshape(-1, classes)
-    for some in places.split(max(1, 4_000_000 // classes)):
+    for some in places.split(max(1, _FILL_VALUES // classes)):
         k = some % len(columns)
         j = some.div(len(columns), rounding_mode="floor")
         base = j.div(len(rows), rounding_mode="floor") * height
