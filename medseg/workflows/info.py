@@ -24,7 +24,7 @@ def info(path: str | Path) -> dict[str, Any]:
 
     Args:
         path: A scan file; a folder, zip or DICOMDIR of DICOM; a model folder, or a run
-            folder that holds ``model/``.
+            folder that holds ``model/``, or a trained model of nnU-Net v2.
 
     Raises:
         FileError: It is neither, or the file is damaged.
@@ -37,6 +37,11 @@ def info(path: str | Path) -> dict[str, Any]:
             from medseg.package.package import read_package_info
 
             return {"kind": "model", **read_package_info(folder)}
+    if (path / "plans.json").is_file():
+        from medseg.package.nnunet import load_nnunet
+
+        package = load_nnunet(path)
+        return {"kind": "model", "sha256": package.sha256, **package.model.model_dump(mode="json")}
     if is_dicom_source(path):
         return _study_info(path)
     return _scan_info(path)

@@ -19,8 +19,9 @@ def test_import_nnunet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (told["members"], told["labels"]) == (2, ["low", "high"])
     assert run([*command, "--folds", "all"]) == 0
     assert "one fold, channels T1, T2, labels low, high" in capsys.readouterr().out
-    assert run(["info", str(tmp_path / "package")]) == 0
-    assert "nnU-Net v2" in capsys.readouterr().out
+    for path in (folder, tmp_path / "package"):
+        assert run(["info", str(path)]) == 0
+        assert "nnU-Net v2" in capsys.readouterr().out
 
 
 def test_what_cannot_be_imported_is_one_line(
