@@ -43,6 +43,7 @@ acceptance: $(STAMP)
 bench: $(STAMP)
 	$(PY) benchmarks/nifti_io.py
 	$(PY) benchmarks/dicom_read.py
+	$(PY) benchmarks/metrics.py
 	$(PY) benchmarks/forward.py
 	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/check_dataset.py '$(DATASET)' --peer '$(PEER)'; \
 	else echo 'check against nnU-Net: make bench PEER=/its/python DATASET=/a/dataset'; fi
