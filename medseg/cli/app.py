@@ -21,6 +21,7 @@ from medseg.cli.evaluate import evaluate_command
 from medseg.cli.export import export_command
 from medseg.cli.import_nnunet import import_nnunet_command
 from medseg.cli.info import info_command
+from medseg.cli.make_set import make_set_command
 from medseg.cli.predict import predict_command
 from medseg.cli.train import train_command
 from medseg.core.errors import Interrupted, MedsegError
@@ -47,6 +48,7 @@ app.command("evaluate")(evaluate_command)
 app.command("check")(check_command)
 app.command("convert")(convert_command)
 app.command("import-nnunet")(import_nnunet_command)
+app.command("make-set")(make_set_command)
 app.command("export")(export_command)
 app.command("info")(info_command)
 app.command("doctor")(doctor_command)

@@ -20,10 +20,11 @@ def info(path: str | Path) -> dict[str, Any]:
     ``dtype``, ``range`` and more. DICOM: ``series``, a list with ``series`` (what selects it),
     ``modality``, ``description``, ``slices``, ``spacing_mm``, ``gaps``, ``reasons_against``
     and more for each; and ``masks``, where there are segmentations or structure sets: a list
-    with ``file`` and ``labels`` (value to name). A model: the facts of its package.
+    with ``file`` and ``labels`` (value to name). A model or a set of models: the facts
+    of its package.
 
     Args:
-        path: A scan file; a folder, zip or DICOMDIR of DICOM; a model folder, or a run
+        path: A scan file; a folder, zip or DICOMDIR of DICOM; a model or set folder, a run
             folder that holds ``model/``, or a trained model of nnU-Net v2.
 
     Raises:
@@ -37,6 +38,10 @@ def info(path: str | Path) -> dict[str, Any]:
             from medseg.package.package import read_package_info
 
             return {"kind": "model", **read_package_info(folder)}
+    if (path / "set.json").is_file():
+        from medseg.package.model_set import read_set_info
+
+        return {"kind": "set", **read_set_info(path)}
     if (path / "plans.json").is_file():
         from medseg.package.nnunet import load_nnunet
 

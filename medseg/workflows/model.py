@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSet
 from medseg.core.plan import Plan
 from medseg.core.scan import Scan
@@ -23,7 +24,7 @@ from medseg.workflows import cascade, segment
 from medseg.workflows.reading import ScanReader, read_ahead
 from medseg.workflows.result import Result
 from medseg.workflows.segment import ScanLike
-from medseg.workflows.streamed import StreamedPrediction, must_stream, segment_to_disk
+from medseg.workflows.streamed import StreamedPrediction, can_stream, must_stream, segment_to_disk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +58,29 @@ class Model:
     def device(self) -> str:
         """Where it runs."""
         return str(self._predictor.device)
+
+    @property
+    def limits(self) -> Limits:
+        """What a scan may take of memory."""
+        return self._predictor.limits
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether it is a cascade: one network sees what another found."""
+        return self._previous is not None
+
+    @property
+    def skip_air(self) -> bool:
+        """Whether tiles of one single value run once."""
+        return self._predictor.skip_air
+
+    def check(self, geometry: Geometry) -> None:
+        """Refuse a scan of this grid that does not fit into memory, before it is prepared.
+
+        Raises:
+            ResourceError: With the figure.
+        """
+        self._predictor.check(geometry)
 
     def predict(
         self,
@@ -112,12 +136,20 @@ class Model:
             for source, reading in readings:
                 yield self.predict(source, labels=labels, grid=grid, scan=reading.result())
 
-    def must_stream(self, scan: Scan) -> bool:
+    def must_stream(self, scan: Scan, *, beside_bytes: int = 0) -> bool:
         """Whether memory does not hold a scan, so that :meth:`predict_to_file` is for it.
 
         Worked out from its header; of scans that cannot be streamed either it is False.
+
+        Args:
+            scan: Not read yet.
+            beside_bytes: Of RAM that something else will hold meanwhile.
         """
-        return must_stream(scan, self._predictor)
+        return must_stream(scan, self._predictor, beside_bytes=beside_bytes)
+
+    def can_stream(self, scan: Scan) -> bool:
+        """Whether :meth:`predict_to_file` takes a scan; worked out from its header."""
+        return can_stream(scan, self._predictor)
 
     def predict_to_file(
         self,
@@ -154,11 +186,9 @@ class Model:
         wanted = segment.wanted_grid(source, grid)
         scan = scan or segment.read(source, self.plan)
         working = RestoreRecord.for_plan(scan.geometry, self.plan).working
-        predictor = self._predictor_for(working.shape)
+        predictor = self.predictor_for(working.shape, before_tiles)
         hashes = segment.input_hashes(source, self.plan) if input_sha256 is None else input_sha256
         provenance = segment.provenance_of(predictor, self.sha256, input_sha256=hashes)
-        if before_tiles is not None:
-            predictor = _watched(predictor, before_tiles)
         return segment_to_disk(
             scan, predictor, Path(path), grid=wanted, labels=labels, provenance=provenance
         )
@@ -173,7 +203,7 @@ class Model:
         """
         wanted = segment.wanted_grid(source, grid)
         scan = scan or segment.read(source, self.plan)
-        self._predictor.check(scan.geometry)
+        self.check(scan.geometry)
         prepared = segment.prepare(scan, self.plan, grid=wanted)
         if self._previous is None:
             return prepared
@@ -181,26 +211,36 @@ class Model:
         return cascade.with_earlier(prepared, earlier, self.plan)
 
     def infer(
-        self, prepared: segment.Prepared, *, before_tiles: Callable[[], None] | None = None
+        self,
+        prepared: segment.Prepared,
+        *,
+        before_tiles: Callable[[], None] | None = None,
+        scratch: Path | None = None,
     ) -> NDArray[Any]:
         """The second part: class indices (I, J, K) by the network.
 
         Args:
             prepared: From :meth:`prepare`.
             before_tiles: Called before the network runs on some tiles; what it raises ends it.
+            scratch: Folder for what is above memory; None for that of temporary files.
 
         Raises:
             ResourceError: The memory does not reach.
         """
-        if self._previous is not None:
-            assert isinstance(prepared, cascade.PreparedCascade)
-            found = self._previous.infer(prepared.earlier, before_tiles=before_tiles)
-            mask = self._previous.labels.to_values(found)
-            prepared = cascade.with_labels(prepared, mask, self.plan)
-        predictor = self._predictor_for(prepared.voxels.shape[1:])
-        if before_tiles is not None:
-            predictor = _watched(predictor, before_tiles)
+        prepared = self.after_earlier(prepared, before_tiles)
+        predictor = self.predictor_for(prepared.voxels.shape[1:], before_tiles)
         return segment.infer(prepared, predictor)
+
+    def after_earlier(
+        self, prepared: segment.Prepared, before_tiles: Callable[[], None] | None = None
+    ) -> segment.Prepared:
+        """What the network takes, once the first stage of a cascade has run; else the same."""
+        if self._previous is None:
+            return prepared
+        assert isinstance(prepared, cascade.PreparedCascade)
+        found = self._previous.infer(prepared.earlier, before_tiles=before_tiles)
+        mask = self._previous.labels.to_values(found)
+        return cascade.with_labels(prepared, mask, self.plan)
 
     def within(self, limits: Limits, *, skip_air: bool = False) -> Model:
         """The same model, held to limits of memory.
@@ -217,8 +257,14 @@ class Model:
             limited._previous = self._previous.within(limits, skip_air=skip_air)
         return limited
 
+    def predictor_for(
+        self, shape: Sequence[int], before_tiles: Callable[[], None] | None = None
+    ) -> Predictor:
+        """With the backend that a scan of this many voxels on the working grid is to be run by."""
+        predictor = self._predictor_for(shape)
+        return predictor if before_tiles is None else _watched(predictor, before_tiles)
+
     def _predictor_for(self, shape: Sequence[int]) -> Predictor:
-        """With the backend that a scan of this many voxels is to be run by."""
         if self._backends is None:
             return self._predictor
         networks = self._backends.for_work(forwards_of(self.plan, shape))
@@ -240,14 +286,16 @@ class Model:
     ) -> Result:
         """The last part: mask values, post-processing, provenance."""
         slices = prepared.scan.slices if prepared.grid == "source" else None
-        provenance = segment.provenance_of(self._predictor, self.sha256, input_sha256=input_sha256)
-        provenance |= prepared.facts
+        provenance = self._provenance(input_sha256) | prepared.facts
         return Result(
             segment.finish(
                 classes, prepared.scan, self.plan, geometry=prepared.record.target,
                 slices=slices, labels=labels, provenance=provenance,
             )
         )  # fmt: skip
+
+    def _provenance(self, input_sha256: Sequence[str]) -> dict[str, Any]:
+        return segment.provenance_of(self._predictor, self.sha256, input_sha256=input_sha256)
 
 
 class _Watched:

@@ -6,9 +6,10 @@ is made. In memory are slabs of a few slices and the planes of logits that overl
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from time import perf_counter
@@ -67,7 +68,7 @@ class StreamedPrediction(Prediction):
         }
 
 
-def must_stream(scan: Scan, predictor: Predictor) -> bool:
+def must_stream(scan: Scan, predictor: Predictor, *, beside_bytes: int = 0) -> bool:
     """Whether a scan is to be segmented from disk to disk, since memory does not hold it.
 
     Worked out from the header alone. The limit is ``predictor.limits.max_memory_bytes``, or
@@ -77,9 +78,10 @@ def must_stream(scan: Scan, predictor: Predictor) -> bool:
     Args:
         scan: Not read yet.
         predictor: The model.
+        beside_bytes: Of RAM that something else will hold meanwhile.
     """
     plan = predictor.plan
-    limit = predictor.limits.max_memory_bytes or int(_SHARE_OF_FREE * free_bytes())
+    limit = _limit_of(predictor) - beside_bytes
     voxels = prod(scan.geometry.shape)
     record = RestoreRecord.for_plan(scan.geometry, plan)
     # The file's number type is not known before it is read; four bytes hold most.
@@ -88,10 +90,26 @@ def must_stream(scan: Scan, predictor: Predictor) -> bool:
     fits = max(preparing, finishing) <= limit
     if fits:
         try:
-            predictor.check(scan.geometry)
+            less = copy.copy(predictor)
+            less.limits = replace(predictor.limits, max_memory_bytes=limit)
+            less.check(scan.geometry)
         except ResourceError:
             fits = False
-    return not fits and limit >= _LEAST_BYTES and not why_not_streamed(scan, plan)
+    return not fits and can_stream(scan, predictor)
+
+
+def can_stream(scan: Scan, predictor: Predictor) -> bool:
+    """Whether a scan can go from disk to disk, as far as its header and the limits tell.
+
+    Args:
+        scan: Not read yet.
+        predictor: The model.
+    """
+    return _limit_of(predictor) >= _LEAST_BYTES and not why_not_streamed(scan, predictor.plan)
+
+
+def _limit_of(predictor: Predictor) -> int:
+    return predictor.limits.max_memory_bytes or int(_SHARE_OF_FREE * free_bytes())
 
 
 def segment_to_disk(

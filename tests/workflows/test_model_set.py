@@ -1,0 +1,334 @@
+"""Sets of models against each model run alone, and their masks joined by hand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import interpolate
+
+import medseg
+from medseg.core.errors import FileError, InputError, PackageError, ResourceError, SettingsError
+from medseg.core.geometry import ALL_ORIENTATIONS, Geometry
+from medseg.core.labels import LabelSet
+from medseg.core.plan import Plan
+from medseg.inference.memory import Limits
+from medseg.io.formats import read_scan
+from medseg.networks.build import build_network
+from medseg.package.package import ModelFile, save_package
+from medseg.workflows import model_set
+from medseg.workflows.make_set import make_set
+from medseg.workflows.model_set import ModelSet
+from medseg.workflows.predict import predict
+from tests.models import small_plan, write_random_package
+from tests.phantoms import blobs, oblique_affine
+
+SHAPE = (25, 19, 14)
+TURN = ALL_ORIENTATIONS[17]
+CHAIN = [{"step": "largest", "label": "high"}]
+
+
+def package(folder: Path, seed: int, **changes: Any) -> Path:
+    plan = small_plan(**changes)
+    weights = build_network(plan.network, seed=seed).state_dict()
+    file = ModelFile(medseg_version="0", weights=("weights.safetensors",), plan=plan)
+    save_package(folder, file, [weights])
+    return folder
+
+
+def other_labels() -> dict[str, Any]:
+    return LabelSet.from_names({1: "left", 7: "right"}).model_dump()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three packages, a scan, and sets of them."""
+    home = tmp_path_factory.mktemp("sets")
+    coarse = {"spacing_mm": (2.5, 2.2, 4.0), "patch_size": (12, 8, 6)}
+    package(home / "a", 3, postprocess=CHAIN)
+    package(home / "b", 11, labels=other_labels(), **coarse)
+    package(home / "c", 5, labels=other_labels())
+    package(home / "d", 8, **coarse)
+    voxels, _ = blobs(SHAPE, noise=120.0)
+    geometry = Geometry(SHAPE, oblique_affine()).reoriented(TURN)
+    (home / "scans").mkdir()
+    image = nib.Nifti1Image(TURN.apply(voxels), geometry.affine_ras)
+    nib.save(image, home / "scans" / "scan.nii.gz")
+    return home
+
+
+@pytest.fixture(scope="module")
+def scan(folder: Path) -> Path:
+    return folder / "scans" / "scan.nii.gz"
+
+
+def load(path: Path) -> medseg.Model:
+    return medseg.load_model(path, "cpu", backend="torch")
+
+
+def alone(folder: Path, name: str, scan: Path) -> NDArray[Any]:
+    found = load(folder / name).predict(scan).labels
+    assert len(np.unique(found)) == 3, name
+    return found
+
+
+def painted(first: NDArray[Any], second: NDArray[Any], table: dict[int, int]) -> NDArray[Any]:
+    """The second over the first, with the values of the table."""
+    total = first.copy()
+    for value, wanted in table.items():
+        total[second == value] = wanted
+    return total
+
+
+def test_masks_are_painted_in_order(folder: Path, scan: Path, tmp_path: Path) -> None:
+    made = make_set(tmp_path / "set", [folder / "a", folder / "b"])
+    # Both use the value 1, so that all are numbered anew.
+    assert made["labels"] == {"1": "low", "2": "high", "3": "left", "4": "right"}
+    model = load(tmp_path / "set")
+    result = model.predict(scan)
+    a, b = alone(folder, "a", scan), alone(folder, "b", scan)
+    expected = painted(a, b, {1: 3, 7: 4})
+    np.testing.assert_array_equal(result.labels, expected)
+    assert set(np.unique(expected)) >= {0, 2, 3, 4}
+    other = make_set(tmp_path / "other", [folder / "b", folder / "a"])
+    assert other["sha256"] != made["sha256"]
+    reverse = load(tmp_path / "other").predict(scan)
+    by_hand = painted(np.where(b == 7, 2, b), a, {1: 3, 2: 4})
+    np.testing.assert_array_equal(reverse.labels, by_hand)
+    some = model.predict(scan, labels="left,high")
+    np.testing.assert_array_equal(some.labels, np.where(np.isin(expected, (2, 3)), expected, 0))
+    facts = result.provenance
+    assert facts["package_sha256"] == made["sha256"] == model.sha256
+    assert facts["members"] == 2
+    assert facts["backend"] == "torch"
+    singles = [load(folder / name) for name in "ab"]
+    assert [one["package_sha256"] for one in facts["options"]["models"]] == [
+        single.sha256 for single in singles
+    ]
+    assert facts["options"]["models"][0]["postprocess"] == ["largest:high"]
+
+
+def test_maps_choose_rename_and_unite(folder: Path, scan: Path, tmp_path: Path) -> None:
+    maps = [{"low": "organ", "high": "organ"}, {"right": "vessel"}]
+    (tmp_path / "maps.json").write_text(json.dumps(maps))
+    made = make_set(tmp_path / "set", [folder / "a", folder / "b"], maps=tmp_path / "maps.json")
+    assert made["labels"] == {"1": "organ", "7": "vessel"}
+    found = load(tmp_path / "set").predict(scan).labels
+    a, b = alone(folder, "a", scan), alone(folder, "b", scan)
+    np.testing.assert_array_equal(found, painted((a > 0).astype(np.uint8), b, {7: 7}))
+
+
+def test_members_that_agree_share_what_they_are_given(
+    folder: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_set(tmp_path / "set", [folder / name for name in "acb"])
+    calls: list[Plan] = []
+    prepared = model_set.segment.prepare
+
+    def counted(scan: Any, plan: Plan, **options: Any) -> Any:
+        calls.append(plan)
+        return prepared(scan, plan, **options)
+
+    monkeypatch.setattr(model_set.segment, "prepare", counted)
+    model = load(tmp_path / "set")
+    parts = model.prepare(scan).parts  # type: ignore[attr-defined]
+    assert len(calls) == 2
+    assert parts[0].voxels is parts[1].voxels
+    assert parts[0].voxels is not parts[2].voxels
+    assert all(part.scan.geometry.shape == TURN_SHAPE for part in parts)
+    with pytest.raises(RuntimeError, match="let go"):
+        parts[0].scan.voxels()
+
+
+TURN_SHAPE = Geometry(SHAPE, np.eye(4)).reoriented(TURN).shape
+
+
+def softmax_alone(folder: Path, name: str, scan: Path) -> tuple[torch.Tensor, Any]:
+    """Probabilities on the scan's own grid, from the whole volume's logits."""
+    model = load(folder / name)
+    ready = model.prepare(scan)
+    logits = model.predictor_for(ready.voxels.shape[1:]).logits(ready.voxels)
+    size = ready.record.oriented.shape
+    for axis in range(3):
+        target = list(logits.shape[1:])
+        target[axis] = size[axis]
+        logits = interpolate(logits[None], size=target, mode="trilinear")[0]
+    return logits.softmax(dim=0), ready.record
+
+
+@pytest.mark.parametrize("ring", ["auto", "fp16"])
+def test_the_mean_of_models_with_plans_of_their_own(
+    folder: Path, scan: Path, tmp_path: Path, ring: Any
+) -> None:
+    make_set(tmp_path / "set", [folder / "a", folder / "d"], combine="mean")
+    model = load(tmp_path / "set").within(Limits(ring=ring))
+    assert model.plan.postprocess == ()
+    found = model.predict(scan).labels
+    (a, record), (d, _) = softmax_alone(folder, "a", scan), softmax_alone(folder, "d", scan)
+    mean = (a + d) / 2
+    best = mean.topk(2, dim=0)
+    margin = 1e-5 if ring == "auto" else 5e-3
+    back = record.orientation.inverse()
+    clear = back.apply((best.values[0] - best.values[1] > margin).numpy())
+    expected = back.apply(best.indices[0].numpy())
+    assert clear.mean() > 0.9
+    assert len(np.unique(expected[clear])) == 3
+    np.testing.assert_array_equal(found[clear], expected[clear])
+    assert np.any(found != load(folder / "a").predict(scan).labels)
+
+
+def test_the_mean_needs_the_same_labels(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'mean' needs each label of the set once"):
+        make_set(tmp_path / "set", [folder / "a", folder / "b"], combine="mean")
+    assert not (tmp_path / "set").exists()
+    names = [{"low": "x", "high": "y"}, {"right": "x", "left": "y"}]
+    made = make_set(tmp_path / "set", [folder / "a", folder / "c"], combine="mean", maps=names)
+    assert made["labels"] == {"1": "x", "2": "y"}
+
+
+def test_labels_by_the_nearest(folder: Path, scan: Path, tmp_path: Path) -> None:
+    make_set(tmp_path / "set", [folder / "a", folder / "b"], restore="labels-nearest")
+    found = load(tmp_path / "set").predict(scan).labels
+    total = None
+    for name in "ab":
+        model = load(folder / name)
+        ready = model.prepare(scan)
+        predictor = model.predictor_for(ready.voxels.shape[1:])
+        small = predictor.classes(ready.voxels)
+        near = [
+            ((np.arange(side) + 0.5) * (size / side)).astype(int)
+            for side, size in zip(ready.record.oriented.shape, small.shape, strict=True)
+        ]
+        own = ready.record.orientation.inverse().apply(small[np.ix_(*near)])
+        if total is None:
+            # Post-processing comes before painting, on the scan's grid.
+            total = medseg.load_model(folder / name, "cpu").finish(own, ready).labels
+        else:
+            total = painted(total, own, {1: 3, 2: 4})
+    np.testing.assert_array_equal(found, total)
+
+
+@pytest.mark.parametrize("restore", ["labels-nearest", "logits"])
+def test_a_grid_that_all_share(folder: Path, scan: Path, tmp_path: Path, restore: Any) -> None:
+    spacing = (2.0, 2.4, 3.0)
+    make_set(
+        tmp_path / "set", [folder / "a", folder / "b"], restore=restore, spacing_mm=spacing, order=1
+    )
+    found = load(tmp_path / "set").predict(scan)
+    source = read_scan(scan)
+    turn = source.geometry.orientation_to_ras()
+    voxels = torch.from_numpy(turn.apply(source.voxels()[0]).astype(np.float32))
+    oriented = source.geometry.reoriented(turn)
+    shape = oriented.shape_at(spacing)
+    small = interpolate(voxels[None, None], size=shape, mode="trilinear")[0, 0].numpy()
+    grid = oriented.with_shape(shape)
+    a, b = (load(folder / name).predict((small, grid.affine_ras)).labels for name in "ab")
+    joined = painted(a, b, {1: 3, 7: 4})
+    near = [
+        ((np.arange(side) + 0.5) * (size / side)).astype(int)
+        for side, size in zip(oriented.shape, shape, strict=True)
+    ]
+    expected = turn.inverse().apply(joined[np.ix_(*near)])
+    assert found.labels.shape == source.geometry.shape
+    if restore == "labels-nearest":
+        np.testing.assert_array_equal(found.labels, expected)
+    else:
+        # Interpolated logits: alike inside, smoother at borders.
+        assert 0.75 < (found.labels == expected).mean() < 1
+    np.testing.assert_allclose(found.affine, source.geometry.affine_ras, atol=1e-5)
+
+
+@pytest.mark.parametrize("combine", ["paint", "mean"])
+def test_disk_to_disk_gives_the_same_files(
+    folder: Path, scan: Path, tmp_path: Path, combine: Any
+) -> None:
+    second = "b" if combine == "paint" else "d"
+    make_set(tmp_path / "set", [folder / "a", folder / second], combine=combine)
+    model = load(tmp_path / "set")
+    model.predict(scan).save(tmp_path / "plain.nii.gz")
+    done = model.predict_to_file(scan, tmp_path / "disk.nii.gz")
+    for kind, read in (("nii.gz", gzip.decompress), ("json", json.loads)):
+        ours, plain = (tmp_path / f"{name}.{kind}" for name in ("disk", "plain"))
+        assert read(ours.read_bytes()) == read(plain.read_bytes())
+    assert {"prepare", "segment", "finish", "write"} <= set(done.seconds)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "disk.json", "disk.nii.gz", "plain.json", "plain.nii.gz", "set",
+    ]  # fmt: skip
+
+
+def test_memory_counts_all_members(folder: Path, tmp_path: Path) -> None:
+    make_set(tmp_path / "set", [folder / "a", folder / "b"])
+    models, single = load(tmp_path / "set"), load(folder / "a")
+    assert isinstance(models, ModelSet)
+    shape = (512, 512, 2000)
+    large = medseg.Scan.from_array(
+        np.broadcast_to(np.int16(0), (1, *shape)), Geometry(shape, np.diag([0.8, 0.8, 1.0, 1.0]))
+    )
+    need = least(lambda limits: not single.within(limits).must_stream(large))
+    assert models.within(Limits(need)).must_stream(large)
+    assert not models.within(Limits(2 * need)).must_stream(large)
+    need = least(lambda limits: fits(single.within(limits), large))
+    with pytest.raises(ResourceError, match="--max-memory"):
+        models.within(Limits(need)).prepare(large)
+
+
+def fits(model: medseg.Model, scan: medseg.Scan) -> bool:
+    try:
+        model.check(scan.geometry)
+    except ResourceError:
+        return False
+    return True
+
+
+def least(enough: Callable[[Limits], bool]) -> int:
+    """Bytes, to a megabyte."""
+    low, high = 10**9, 10**12
+    while high - low > 10**6:
+        half = (low + high) // 2
+        low, high = (low, half) if enough(Limits(half)) else (half, high)
+    return high
+
+
+def test_a_batch_takes_a_set(folder: Path, scan: Path, tmp_path: Path) -> None:
+    from medseg.batch.local import predict_batch
+
+    make_set(tmp_path / "set", [folder / "a", folder / "d"], combine="mean")
+    (one,) = predict(tmp_path / "set", [scan.parent], tmp_path / "one")["done"].values()
+    expected = load(tmp_path / "set").predict(scan).labels
+    np.testing.assert_array_equal(np.asarray(nib.load(one).dataobj), expected)
+    for kept in (0, 1):
+        summary = predict_batch(tmp_path / "set", [scan.parent], tmp_path / "two", device="cpu")
+        assert summary["kept"] == kept
+    make_set(tmp_path / "set", [folder / "d", folder / "c"])
+    summary = predict_batch(tmp_path / "set", [scan.parent], tmp_path / "two", device="cpu")
+    assert summary["kept"] == 0
+    files = sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert files == [".medseg", "scan.json", "scan.nii.gz"]
+
+
+def test_a_set_is_one_model_elsewhere(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least one model"):
+        make_set(tmp_path / "set", [])
+    with pytest.raises(SettingsError, match="paint or mean"):
+        make_set(tmp_path / "set", [folder / "a"], combine="vote")  # type: ignore[arg-type]
+    with pytest.raises(FileError, match="JSON"):
+        make_set(tmp_path / "set", [folder / "a"], maps=tmp_path / "none.json")
+    with pytest.raises(InputError, match="a list of 1 objects"):
+        make_set(tmp_path / "set", [folder / "a"], maps=[])
+    with pytest.raises(InputError, match="a folder with other files"):
+        make_set(folder / "a", [folder / "b"])
+    make_set(tmp_path / "set", [folder / "a"])
+    with pytest.raises(PackageError, match="a set of models"):
+        medseg.workflows.api.package_of(tmp_path / "set")  # type: ignore[attr-defined]
+    two = write_random_package(tmp_path / "two", small_plan(channels=2))
+    with pytest.raises(PackageError, match=r"expected channels \['first'\]"):
+        make_set(tmp_path / "other", [folder / "a", two])
+    assert not (tmp_path / "other").exists()
