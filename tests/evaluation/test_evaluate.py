@@ -188,3 +188,21 @@ def test_summary_without_names_or_cases() -> None:
     assert empty["mean"]["dice"] is None
     assert empty["labels"] == {}
     assert math.isnan(CaseScores({}).mean_dice)
+
+
+@pytest.mark.parametrize("kind", ["u1", ">u2", "u8", "i1", ">i4", "i8", "f4"])
+def test_number_types_and_memory_orders(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.integers(0, 3, (2, 9, 8, 7), dtype=np.uint8)
+    expected = score_case(*masks, spacing_mm=SPACING_MM)
+    orders = (
+        np.asfortranarray,
+        lambda mask: np.repeat(mask, 2, axis=1)[:, ::2],
+        lambda mask: np.ascontiguousarray(mask[:, ::-1])[:, ::-1],
+        lambda mask: np.moveaxis(np.ascontiguousarray(np.moveaxis(mask, 1, 0)), 0, 1),
+    )
+    for order in orders:
+        found = score_case(*(order(mask.astype(kind)) for mask in masks), spacing_mm=SPACING_MM)
+        assert repr(found) == repr(expected)
+    whole = score_case(masks[0] > 0, masks[1] > 0, spacing_mm=SPACING_MM)
+    assert 0 < whole.labels[1].dice < 1
