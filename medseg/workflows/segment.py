@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,7 +27,6 @@ from medseg.io.atomic import whole_file
 from medseg.io.dicom_series import SeriesInfo, read_slices
 from medseg.io.dicom_studies import Study
 from medseg.io.formats import is_dicom_source, read_scan, write_mask
-from medseg.io.nifti import scan_from_nibabel
 from medseg.io.nifti_scan import write_nifti_scan
 from medseg.postprocess.chain import apply_chain
 from medseg.transforms.preprocess import (
@@ -37,6 +35,8 @@ from medseg.transforms.preprocess import (
     made_regular,
     preprocess_scan,
 )
+from medseg.workflows.memory_scans import scan_from_memory
+from medseg.workflows.slice_table import slice_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -286,28 +286,6 @@ def sidecar(prediction: Prediction) -> str:
     return json.dumps(facts, indent=2) + "\n"
 
 
-def slice_table(slices: SlicePlaces) -> dict[str, Any]:
-    """Which plane of a mask shows which slice, by its position, for scripts to find its file."""
-    note = "" if slices.even else (
-        "The slices lie at uneven distances, which no affine can say: the header has the nearest "
-        "even grid. Take the position of each plane from here."
-    )  # fmt: skip
-    pairs = zip(slices.along_mm, slices.positions_mm, strict=True)
-    return {
-        "even": slices.even,
-        "header_error_mm": round(slices.header_error_mm, 4),
-        **({"note": note} if note else {}),
-        "planes": [
-            {
-                "index": index,
-                "position_mm": round(along, 4),
-                "image_position_patient_mm": [round(value, 4) for value in position],
-            }
-            for index, (along, position) in enumerate(pairs)
-        ],
-    }
-
-
 def provenance_of(
     predictor: Predictor, package_sha256: str, *, input_sha256: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -409,28 +387,4 @@ def _read_one(source: ScanLike, plan: Plan) -> Scan:
         return source.read(wanted_series(source, plan))
     if isinstance(source, str | Path):
         return read_scan(source)
-    if isinstance(source, nib.spatialimages.SpatialImage):
-        return scan_from_nibabel(source)
-    if isinstance(source, tuple) and len(source) == 2:
-        return _from_array(*source)
-    if type(source).__module__.startswith("SimpleITK"):
-        from medseg.io.itk import scan_from_sitk
-
-        return scan_from_sitk(source)
-    raise InputError(
-        "scan",
-        expected="a path, a nibabel or SimpleITK image, or (array, affine)",
-        got=type(source).__name__,
-    )
-
-
-def _from_array(array: Any, affine: Any) -> Scan:
-    voxels = np.asarray(array)
-    if voxels.ndim not in (3, 4) or voxels.dtype.kind not in "biuf":
-        raise InputError(
-            "array",
-            expected="real numbers (I, J, K) or (C, I, J, K)",
-            got=f"{voxels.dtype} {voxels.shape}",
-        )
-    a, b, c = (int(side) for side in voxels.shape[-3:])
-    return Scan.from_array(voxels, Geometry((a, b, c), np.asarray(affine)))
+    return scan_from_memory(source)
