@@ -27,7 +27,7 @@ _TRAINER = re.compile(
     r"|NoDeepSupervision|NoDA|_noDummy2DDA|DA5(ord0|Segord0|_10epochs)?"
     r"|_DASegOrd0(_NoMirroring)?"
     r"|(Vanilla)?Adam(1en3|3en4)?|Adan(1en1|1en3|3en4|CosAnneal)?|CosAnneal|_warmup"
-    r"|DiceLoss|DiceCELoss_noSmooth|CELoss(_5epochs)?|(Dice)?TopK?k?10Loss(LS01)?"
+    r"|DiceLoss|DiceCELoss_noSmooth|CELoss(_5epochs)?|Topk10Loss(LS01)?|DiceTopK10Loss"
     r"|_probabilisticOversampling(_\d+)?|Benchmark_5epochs(_noDataLoading)?"
     r")"
 )

@@ -25,6 +25,7 @@ from medseg.package.nnunet_plan import plan_of
 from medseg.transforms.preprocess import preprocess_scan
 from tests.nnunet_models import (
     GOLDEN,
+    checkpoint,
     dataset,
     golden_network,
     plans,
@@ -224,6 +225,31 @@ def test_damaged_checkpoints_are_told(what: str, tmp_path: Path) -> None:
         file.write_bytes(damaged[what])
     with pytest.raises(PackageError, match="checkpoint"):
         load_nnunet(folder)
+
+
+def test_plain_variants_of_the_trainer_are_known(tmp_path: Path) -> None:
+    folder = write_nnunet_model(tmp_path / "model")
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    weights = golden_network("PlainConvUNet_3d")[0]
+    for name, known in {
+        "nnUNetTrainer_250epochs": True,
+        "nnUNetTrainer_2000epochs_NoMirroring": True,
+        "nnUNetTrainerDA5Segord0": True,
+        "nnUNetTrainerVanillaAdam3en4": True,
+        "nnUNetTrainerDiceTopK10Loss": True,
+        "nnUNetTrainer_onlyMirror01_DA5": True,
+        "nnUNetTrainerNoDeepSupervision": True,
+        "nnUNetTrainerMine": False,
+        "nnUNet_Primus_M_Trainer": False,
+        "nnUNetTrainer_250epochs.evil": False,
+        "": False,
+    }.items():
+        torch.save(checkpoint(weights, trainer_name=name), file)
+        if known:
+            assert load_nnunet(folder).model.training["trainer"] == name
+            continue
+        with pytest.raises(PackageError, match="trainer"):
+            load_nnunet(folder)
 
 
 SPLINE = {"is_seg": False, "order": 5, "order_z": 0, "force_separate_z": None}
