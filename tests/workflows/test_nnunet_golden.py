@@ -24,6 +24,7 @@ KINDS = {
     "regions": (1, 2, 3),  # overlapping regions, painted in order
     "plane": (1, 2),  # 2d, two folds
     "residual": (1, 2),  # ResidualEncoderUNet, turned to RAS by its reader
+    "cascade": (1, 2),  # 3d_lowres, whose labels 3d_cascade_fullres sees
     "channels": (1, 2),  # two channels, z-score inside a mask, crop to non-zero
     "old_format": (1, 2, 3),  # plans with UNet_class_name
     "transposed": (1, 2),  # ignore label, other axis order, torch resampling, two mirror axes
