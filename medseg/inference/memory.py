@@ -140,7 +140,6 @@ def estimate(
     dtype = class_dtype(plan.network.classes + 1)
     labels = target * dtype.itemsize * setup.keeps_labels
     ram = {"scan at the model's spacing": volume_bytes, "labels": labels}
-    ram["allocator"] = _ALLOCATOR_BYTES
     if setup.products:
         ram["products"] = target * setup.products
     device: dict[str, int] = {}
@@ -149,6 +148,7 @@ def estimate(
     (ram if setup.held_on.type == "cpu" else device).update(holding)
     if not on_cpu:
         ram["tiles on their way"] = tiles + (logits if setup.held_on.type == "cpu" else 0)
+    ram["allocator"] = min(_ALLOCATOR_BYTES, sum(ram.values()) // 2)
     return MemoryEstimate(ram, device)
 
 
