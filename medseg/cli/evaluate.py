@@ -62,6 +62,10 @@ def evaluate_command(
         Path | None,
         typer.Option(help="A second reader's masks: how well two readers agree."),
     ] = None,
+    probabilities: Annotated[
+        Path | None,
+        typer.Option(help="Folder of probabilities (channels: background, labels): calibration."),
+    ] = None,
     groups: Annotated[
         Path | None,
         typer.Option(help="A CSV of case and group, or a splits.json: figures for each."),
@@ -101,7 +105,8 @@ def evaluate_command(
         result = evaluate(
             predictions, references, out, tolerance_mm=tolerance_mm, allow_missing=allow_missing,
             cases=None if cases is None else read_case_ids(cases), labels=labels, lesions=lesions,
-            against=against, second_reader=second_reader, groups=groups, organs=organs,
+            against=against, second_reader=second_reader, probabilities=probabilities,
+            groups=groups, organs=organs,
             resample=resample, images=images, workers=workers, progress=progress,
             tables=[kind.strip() for kind in tables.split(",") if kind.strip()],
         )  # fmt: skip

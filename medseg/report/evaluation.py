@@ -47,7 +47,12 @@ def evaluation_page(result: Result, shown: Sequence[ShownCase], *, files: Sequen
     Returns:
         HTML, self-contained, safe whatever names the files had.
     """
-    blocks: list[Block] = [Text(_in_short(result)), Links(files), *_problems(result)]
+    blocks: list[Block] = [
+        Text(_in_short(result)),
+        Links(files),
+        *_calibration(result),
+        *_problems(result),
+    ]
     blocks += [
         Heading("Summary"),
         Table(*_in_two_lines(*summary_rows(result, _FIRST)), figures=True),
@@ -110,6 +115,14 @@ def _in_short(result: Result) -> str:
         f"surface Dice at {result['definitions']['tolerance_mm']:g} mm "
         f"{_with_interval(mean, 'nsd', '', 3, 1.0)}."
     )
+
+
+def _calibration(result: Result) -> list[Block]:
+    found = result.get("calibration")
+    if found is None:
+        return []
+    text = _with_interval(found, "ece", "", 4, 1.0)
+    return [Text(f"Expected calibration error over {len(found['cases'])} cases: {text}.")]
 
 
 def _problems(result: Result) -> list[Block]:
@@ -217,7 +230,7 @@ def _with_interval(row: Result, metric: str, _: str, digits: int, factor: float)
     value = row.get(metric)
     if value is None:
         return "-"
-    low, high = row.get(f"{metric}_interval", (None, None))
+    low, high = row.get(f"{metric}_interval") or (None, None)
     text = f"{value * factor:.{digits}f}"
     if low is None or high is None:
         return text

@@ -14,6 +14,7 @@ from medseg.core.labels import LabelSet
 from medseg.evaluation.compare import compare
 from medseg.evaluation.evaluate import CaseScores, ScoreOptions, score_case, summarise
 from medseg.io.guarded import GuardedReader
+from medseg.workflows.calibration import calibrate
 from medseg.workflows.evaluation_labels import find_labels, lesion_values, organ_values
 from medseg.workflows.groups import read_groups
 from medseg.workflows.mask_reading import Rules, read_pair
@@ -34,6 +35,8 @@ class EvaluateOptions(TypedDict, total=False):
         lesions: Names of labels whose single lesions are scored too, or ``"*"`` for all.
         against: Other predictions of the same cases, to be compared with.
         second_reader: A second reader's masks: how far readers agree is how good a mask can be.
+        probabilities: Folder of the probabilities (C, I, J, K), background first, by the same
+            case ids: how far they can be believed.
         groups: A table of case and group, or a ``splits.json``: figures for each group or fold.
         organs: Every folder with masks is one case, with a file per organ. Folders called
             ``segmentations``, ``masks`` or ``organs`` are taken for that without asking.
@@ -49,6 +52,7 @@ class EvaluateOptions(TypedDict, total=False):
     lesions: Sequence[str] | str | None
     against: str | Path | None
     second_reader: str | Path | None
+    probabilities: str | Path | None
     groups: str | Path | None
     organs: bool
     resample: str | None
@@ -89,7 +93,8 @@ def evaluate(
         ids), ``failed`` (case id to message) and ``unpaired`` (predictions without a
         reference). Where asked for also ``comparison`` (as
         :func:`medseg.evaluation.compare.compare` gives it), ``second_reader`` and ``groups``
-        (by name), both with ``mean`` and ``labels``.
+        (by name), both with ``mean`` and ``labels``, and ``calibration`` (as
+        :func:`medseg.workflows.calibration.calibrate` gives it).
 
     Raises:
         InputError: Nothing can be paired, or no case can be scored.
@@ -120,6 +125,10 @@ def evaluate(
     result |= {"missing": missing, "failed": failed, "unpaired": unpaired}
     result |= _besides(scores, rules, references, options)
     result |= _by_group(scores, rules, grouped)
+    probabilities = options.get("probabilities")
+    if probabilities is not None:
+        scored = [pair for pair in pairs if pair.case in scores]
+        result["calibration"] = calibrate(scored, rules, Path(probabilities))
     if folder is not None:
         # Pictures and pages take a while to load, and are not always wanted.
         from medseg.workflows.evaluation_report import write_results

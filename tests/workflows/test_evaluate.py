@@ -338,6 +338,22 @@ def test_two_models_a_second_reader_and_groups(folders: tuple[Path, Path], tmp_p
         evaluate(predictions, references, lesions="tumour")
 
 
+def test_calibration_of_probabilities(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for number, case in enumerate(("a", "b")):
+        hot = np.stack([_mask(number) == value for value in (0, 1, 2)], axis=-1)
+        # Always right with 0.8, so that the gap is 0.2 everywhere.
+        write_nifti(tmp_path / "p" / f"{case}.nii.gz", (0.7 * hot + 0.1).astype(np.float32), AFFINE)
+    out = tmp_path / "out"
+    result = evaluate(*folders, out, probabilities=tmp_path / "p")
+    assert result["calibration"]["cases"] == pytest.approx({"a": 0.2, "b": 0.2}, abs=1e-6)
+    assert "calibration error over 2 cases: 0.2000" in (out / "report.html").read_text()
+    write_nifti(tmp_path / "p" / "a.nii.gz", np.zeros(SHAPE, dtype=np.float32), AFFINE)
+    with pytest.raises(LabelError, match="3 channels"):
+        evaluate(*folders, probabilities=tmp_path / "p")
+    with pytest.raises(InputError, match="case ids"):
+        evaluate(*folders, probabilities=_write(tmp_path / "q", "z"))
+
+
 def test_groups_from_folds_and_bad_tables(tmp_path: Path) -> None:
     path = tmp_path / "splits.json"
     path.write_text('[{"val": ["a"]}, {"validation": ["b"]}]')
