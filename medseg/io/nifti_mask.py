@@ -100,7 +100,18 @@ def mask_head(prediction: Prediction) -> bytes:
 
     Of the voxels themselves only shape and type are looked at.
     """
-    forms, header = prediction.forms, to_nibabel(prediction).header.copy()
+    return head_of(to_nibabel(prediction).header, prediction.forms)
+
+
+def head_of(image_header: Header, forms: NiftiForms | None, *, slope: float = 1.0) -> bytes:
+    """All that stands before the voxels of a file.
+
+    Args:
+        image_header: With its extensions.
+        forms: Placement fields that are to be repeated raw.
+        slope: What a stored number counts.
+    """
+    header = image_header.copy()
     if forms is not None:
         _repeat(forms, header)
     extensions = io.BytesIO()
@@ -109,7 +120,7 @@ def mask_head(prediction: Prediction) -> bytes:
     padding = -(header.sizeof_hdr + 4) % 16
     header["vox_offset"] = header.sizeof_hdr + 4 + extensions.tell() + padding
     header["magic"] = header.single_magic
-    header["scl_slope"], header["scl_inter"] = 1.0, 0.0
+    header["scl_slope"], header["scl_inter"] = slope, 0.0
     return bytes(header.binaryblock) + b"\1\0\0\0" + extensions.getvalue() + bytes(padding)
 
 

@@ -1,4 +1,4 @@
-"""Masks as NIfTI from slabs: for masks above memory."""
+"""Masks and maps (probabilities and the like) as NIfTI from slabs: for what is above memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from medseg.core.errors import InputError
 from medseg.core.results import Prediction
 from medseg.io.atomic import whole_file
-from medseg.io.nifti_mask import mask_head
+from medseg.io.nifti_mask import head_of, mask_head, to_nibabel
 from medseg.io.pack import fortran_bytes
 
 _LEVEL = 2
+_ESTIMATE_INTENT = 1001
 # Deflate in a gzip wrapping, without a time in it: equal masks are equal files.
 _GZIP_BITS = 16 + isal_zlib.MAX_WBITS
 
@@ -36,7 +37,31 @@ def write_nifti_mask_slabs(path: Path, frame: Prediction, slabs: Iterable[NDArra
         InputError: The slabs are not those of the mask.
         OutputError: The file cannot be written.
     """
-    head = mask_head(frame)
+    _write(path, mask_head(frame), frame, slabs)
+
+
+def write_nifti_map_slabs(
+    path: Path, frame: Prediction, slabs: Iterable[NDArray[Any]], *, slope: float = 1.0
+) -> None:
+    """Write numbers from 0 to 1 on the grid of a mask, slab by slab, whole or not at all.
+
+    Args:
+        path: The file; compressed when the name ends in ``.gz``.
+        frame: Placement, and in ``labels`` shape and type: uint8 or float32.
+        slabs: (I, J, depth) of that type in order along K, every plane once.
+        slope: What a stored number counts: 1 / 255 for 255 to mean 1.
+
+    Raises:
+        InputError: The slabs are not those of the frame.
+        OutputError: The file cannot be written.
+    """
+    header = to_nibabel(frame).header
+    header.extensions.clear()
+    header["cal_max"], header["intent_code"] = 1.0, _ESTIMATE_INTENT
+    _write(path, head_of(header, frame.forms, slope=slope), frame, slabs)
+
+
+def _write(path: Path, head: bytes, frame: Prediction, slabs: Iterable[NDArray[Any]]) -> None:
     gzip = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP_BITS)
     packed = path.name.lower().endswith(".gz")
     with whole_file(path) as temporary, temporary.open("wb") as raw:
