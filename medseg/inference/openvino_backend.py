@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -69,11 +70,13 @@ class Source:
     least: Triple
     identity: str
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Name of its folder in the cache."""
         facts: dict[str, object] = {
             "format": FORMAT, "identity": self.identity, "channels": self.in_channels,
+            # Whatever the identity says: weights of another network must never be run.
+            "weights": _weights_sha256(self.reference.network),
             "patch": self.patch, **machine_facts(), "openvino": openvino_version(),
         }  # fmt: skip
         # A network that was converted for two threads is the same for eight.
@@ -309,6 +312,14 @@ def _tidy(cache: Path) -> None:
         days = _LEFTOVER_DAYS if entry.name.startswith(".") else _UNUSED_DAYS
         if time.time() - entry.stat().st_mtime > days * 86400:
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def _weights_sha256(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -110,8 +110,11 @@ def test_a_conversion_is_kept_and_used_again(cache: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(openvino_backend, "_convert", never)
     assert torch.equal(make("openvino", plan).for_work(1)[0](x), first)
-    # Other weights, another patch: another key.
-    for other in (make("openvino", plan, identity="other"), make("openvino", plan_of(2))):
+    # Another package, another patch, other weights under the same name: another key.
+    seeded = Backends(
+        "openvino", [build_network(plan.network, seed=9)], plan, CPU, identity="model"
+    )
+    for other in (make("openvino", plan, identity="b"), make("openvino", plan_of(2)), seeded):
         with pytest.raises(AssertionError, match="converted again"):
             other.for_work(1)
 
