@@ -40,7 +40,7 @@ def dice(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> float:
 
 def agree(peers: Path, images: Path, count: int) -> None:
     """Dice of each label and the voxels around both masks, against what nnU-Net predicted."""
-    model = medseg.load_model(peers / "nnunet_hippocampus", "cpu")
+    model = medseg.load_model(peers / "nnunet_hippocampus", "cpu", backend="torch")
     dices, shares = [], []
     for stored in sorted((peers / "nnunet_hippocampus_predictions").glob("*.nii.gz"))[:count]:
         theirs, _ = read_mask(stored)
@@ -79,7 +79,7 @@ def test_an_imported_model_gives_the_masks_of_the_folder(name: str, tmp_path: Pa
     voxels[:, :3] = 0
     source = (voxels, geometry.affine_ras)
     masks = [
-        medseg.load_model(path, "cpu").predict(source).labels
+        medseg.load_model(path, "cpu", backend="torch").predict(source).labels
         for path in (folder, tmp_path / "package")
     ]
     np.testing.assert_array_equal(*masks)
@@ -89,7 +89,9 @@ def test_an_imported_model_gives_the_masks_of_the_folder(name: str, tmp_path: Pa
 
 
 def test_a_turned_scan_is_taken_as_it_is_stored(tmp_path: Path) -> None:
-    model = medseg.load_model(write_nnunet_model(tmp_path / "model", balanced=True), "cpu")
+    model = medseg.load_model(
+        write_nnunet_model(tmp_path / "model", balanced=True), "cpu", backend="torch"
+    )
     voxels = np.random.default_rng(3).normal(size=(2, 12, 13, 9)).astype(np.float32)
     plain = model.predict((voxels, np.diag([1.1, 0.9, 2.0, 1.0]))).labels
     turned = Geometry((12, 13, 9), np.array([[0, 0, 2.0, 1], [-1.1, 0, 0, 2], [0, 0.9, 0, 3],
@@ -104,10 +106,14 @@ def test_a_cascade_is_one_package_and_its_second_stage_sees_the_first(tmp_path: 
     voxels[:2] = 0
     affine = np.diag([-1.3, 0.8, 2.1, 1.0])
     source = Scan.from_array(voxels, Geometry(voxels.shape, affine))
-    models = [medseg.load_model(path, "cpu") for path in (folder, tmp_path / "package")]
+    models = [
+        medseg.load_model(path, "cpu", backend="torch") for path in (folder, tmp_path / "package")
+    ]
     masks = [model.predict(source).labels for model in models]
     np.testing.assert_array_equal(*masks)
-    first = medseg.load_model(folder.with_name("nnUNetTrainer__nnUNetPlans__3d_lowres"), "cpu")
+    first = medseg.load_model(
+        folder.with_name("nnUNetTrainer__nnUNetPlans__3d_lowres"), "cpu", backend="torch"
+    )
 
     # The same by hand: the first mask turned, cropped and resampled as an image would be.
     package = load_package(tmp_path / "package")
