@@ -92,6 +92,7 @@ def load_nnunet(
             "folds": list(chosen),
             "checkpoint": checkpoint,
         },
+        licence=str(dataset.get("licence") or dataset.get("license") or "")[:200],
     )
     stage = configuration_named(plans, found[0].configuration, source=str(folder))
     earlier = None

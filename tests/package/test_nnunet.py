@@ -156,11 +156,15 @@ def test_the_ignored_label_is_no_output(tmp_path: Path) -> None:
 
 
 def test_folds_become_members(tmp_path: Path) -> None:
-    folder = write_nnunet_model(tmp_path / "model", folds=("0", "2", "all"))
+    licensed = {"licence": "CC-BY 4.0"}
+    folder = write_nnunet_model(
+        tmp_path / "model", folds=("0", "2", "all"), dataset_changes=licensed
+    )
     assert is_nnunet_folder(folder)
     assert not is_nnunet_folder(tmp_path)
     both = load_nnunet(folder)
     assert both.model.training["folds"] == ["0", "2"]
+    assert both.model.licence == "CC-BY 4.0"
     first = "down.0.0.convolution.weight"
     assert torch.allclose(both.members[0][first] + 0.01, both.members[1][first])
     assert load_nnunet(folder, folds="all").model.training["folds"] == ["all"]
