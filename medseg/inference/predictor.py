@@ -127,9 +127,18 @@ class Predictor:
         Raises:
             ResourceError: It does not fit into memory.
         """
+        return self.infer_with_facts(voxels, record)[0]
+
+    def infer_with_facts(
+        self, voxels: Tensor | Volume, record: RestoreRecord
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """The same, and what provenance is to say of the run: plain JSON."""
         sink = ArraySink(record.target.shape, class_dtype(len(self.plan.labels) + 1))
-        self.stream(voxels, record, sink)
-        return sink.array
+        run = self.stream(voxels, record, sink)
+        facts: dict[str, Any] = {"logits": "fp16" if run.setup.half else "fp32"}
+        if self.skip_air:
+            facts |= {"tiles": run.tiles, "tiles_of_one_value": run.skipped}
+        return sink.array, facts
 
     @torch.inference_mode()
     def stream(
@@ -178,6 +187,9 @@ class Predictor:
         )
         run = self._accumulate(volume, tiling, setup, restorer, spread=spread)
         restorer.finish()
+        _log.debug(
+            "%d tiles (%d of one value), %d at a time", run.tiles, run.skipped, run.setup.batch
+        )
         return replace(run, estimate=found)
 
     @torch.inference_mode()
