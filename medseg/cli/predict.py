@@ -59,6 +59,19 @@ def predict_command(
     skip_air: Annotated[
         bool, typer.Option("--skip-air", help="Run tiles of one single value once.")
     ] = False,
+    probabilities: Annotated[
+        str | None,
+        typer.Option("--probabilities", help="Write those of these labels, e.g. liver,spleen."),
+    ] = None,
+    entropy: Annotated[
+        bool, typer.Option("--entropy", help="Write where the model is unsure, 0 to 1.")
+    ] = False,
+    disagreement: Annotated[
+        bool, typer.Option("--disagreement", help="Write where members and views differ.")
+    ] = False,
+    maps_as: Annotated[
+        str, typer.Option("--maps-as", help="Numbers in those files: uint8 or float16.")
+    ] = "uint8",
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try scans again that failed before.")
     ] = False,
@@ -95,6 +108,8 @@ def predict_command(
             "device": device, "labels": labels, "cases": cases, "progress": progress,
             "series": series, "accept_gaps": accept_gaps, "grid": grid, "save_scan": save_scan,
             "backend": backend, "ring": ring, "skip_air": skip_air,
+            "probabilities": probabilities, "entropy": entropy, "disagreement": disagreement,
+            "maps_as": maps_as,
             "max_memory_bytes": _bytes(max_memory, "--max-memory"),
             "max_device_memory_bytes": _bytes(max_device_memory, "--max-device-memory"),
         }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from medseg.core.errors import SettingsError
 from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSet
 from medseg.core.plan import Plan
@@ -19,8 +21,10 @@ from medseg.inference.backends import backend_name
 from medseg.inference.choice import Backends, forwards_of
 from medseg.inference.memory import Limits
 from medseg.inference.predictor import Predictor
+from medseg.inference.products import Products
 from medseg.transforms.preprocess import RestoreRecord
 from medseg.workflows import cascade, segment
+from medseg.workflows.maps import Maps, check_names
 from medseg.workflows.reading import ScanReader, read_ahead
 from medseg.workflows.result import Result
 from medseg.workflows.segment import ScanLike
@@ -43,6 +47,7 @@ class Model:
     ) -> None:
         self._predictor, self.sha256, self._previous = predictor, sha256, previous
         self._backends, self._lock = backends, threading.Lock()
+        self._products = Products()
 
     @property
     def plan(self) -> Plan:
@@ -190,8 +195,9 @@ class Model:
         hashes = segment.input_hashes(source, self.plan) if input_sha256 is None else input_sha256
         provenance = segment.provenance_of(predictor, self.sha256, input_sha256=hashes)
         return segment_to_disk(
-            scan, predictor, Path(path), grid=wanted, labels=labels, provenance=provenance
-        )
+            scan, predictor, Path(path), grid=wanted, labels=labels, provenance=provenance,
+            products=self._products,
+        )  # fmt: skip
 
     def prepare(
         self, source: ScanLike, *, grid: str = "auto", scan: Scan | None = None
@@ -229,7 +235,13 @@ class Model:
         """
         prepared = self.after_earlier(prepared, before_tiles)
         predictor = self.predictor_for(prepared.voxels.shape[1:], before_tiles)
-        return segment.infer(prepared, predictor)
+        if not self._products.names:
+            return segment.infer(prepared, predictor)
+        folder = Path(tempfile.gettempdir()) if scratch is None else scratch
+        maps = Maps.empty(self._products, prepared.record.target.shape, folder)
+        prepared.maps.append(maps)
+        prepared.facts["backend"] = backend_name(predictor.networks)
+        return maps.filled_by(predictor, prepared.voxels, prepared.record)
 
     def after_earlier(
         self, prepared: segment.Prepared, before_tiles: Callable[[], None] | None = None
@@ -241,6 +253,32 @@ class Model:
         found = self._previous.infer(prepared.earlier, before_tiles=before_tiles)
         mask = self._previous.labels.to_values(found)
         return cascade.with_labels(prepared, mask, self.plan)
+
+    def giving(self, products: Products) -> Model:
+        """The same model, which also gives probabilities and the like.
+
+        ``prepared.maps`` holds them after :meth:`infer`; :meth:`predict_to_file` writes them.
+
+        Args:
+            products: What to make beside labels.
+
+        Raises:
+            LabelError: The model has no such label.
+            SettingsError: What sees a scan once cannot disagree.
+        """
+        for name in products.probabilities:
+            self.labels.named(name)
+        check_names(products)
+        views = len(self._predictor.networks) * 2 ** len(self.plan.inference.mirror_axes)
+        if products.disagreement and views == 1:
+            raise SettingsError(
+                "--disagreement",
+                expected="a model of several members, or with mirrored views",
+                got="one that sees a scan once",
+            )
+        more = copy.copy(self)
+        more._lock, more._products = threading.Lock(), products
+        return more
 
     def within(self, limits: Limits, *, skip_air: bool = False) -> Model:
         """The same model, held to limits of memory.

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.core.errors import InputError
+from medseg.core.errors import InputError, SettingsError
 from medseg.core.plan import Plan
 from medseg.core.scan import Scan
 from medseg.inference.backends import backend_name
 from medseg.inference.memory import Limits
 from medseg.inference.predictor import Grid, Predictor, onto_grid
+from medseg.inference.products import Products
 from medseg.package.model_set import SetFile, plan_of_set
 from medseg.postprocess.chain import apply_chain
 from medseg.transforms.preprocess import RestoreRecord
@@ -81,6 +82,21 @@ class ModelSet(Model):
         limited._members = tuple(one.within(limits, skip_air=skip_air) for one in self._members)
         return limited
 
+    def giving(self, products: Products) -> ModelSet:
+        """Refused: a set gives labels alone.
+
+        Raises:
+            SettingsError: Something else is wanted.
+        """
+        if products.names:
+            raise SettingsError(
+                "--probabilities, --entropy, --disagreement",
+                expected="a single model",
+                got="a set of models",
+                cure="Give one of the packages in its folder 'members'.",
+            )
+        return self
+
     # In memory
 
     def prepare(
@@ -104,7 +120,7 @@ class ModelSet(Model):
         ]
         nearest = back is not None and self._file.restore == "labels-nearest"
         record = back if nearest and back is not None else parts[0].record
-        return PreparedSet(scan, parts[0].voxels, record, wanted, {}, tuple(parts))
+        return PreparedSet(scan, parts[0].voxels, record, wanted, parts=tuple(parts))
 
     def _parts(self, scan: Scan, grid: Grid) -> Iterator[Prepared]:
         """The scan for each member, without its own voxels."""

@@ -6,10 +6,12 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from medseg.core.errors import SettingsError
+from medseg.core.labels import LabelSet
 from medseg.inference.memory import Limits, Ring
+from medseg.inference.products import Products
 from medseg.workflows.segment import check_grid
 
 Backend = str
@@ -30,6 +32,10 @@ class PredictKeywords(TypedDict, total=False):
     max_device_memory_bytes: int | None
     ring: Ring
     skip_air: bool
+    probabilities: str | Sequence[str] | None
+    entropy: bool
+    disagreement: bool
+    maps_as: str
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,14 @@ class PredictOptions:
         max_device_memory_bytes: The same for the memory of the device.
         ring: Precision of the logits that are carried: ``"fp32"``, ``"fp16"``, or ``"auto"``
             for fp32 where it fits into the memory.
+        probabilities: Names of labels, in a list or with commas: write the probability of each
+            as ``<case>_probability_<label>.nii.gz``.
+        entropy: Write ``<case>_entropy.nii.gz``: 0 where the model is sure, 1 where all
+            classes are alike.
+        disagreement: Write ``<case>_disagreement.nii.gz``: how much members and mirrored
+            views differ.
+        maps_as: Numbers in those files: ``"uint8"``, in steps of 1/255, or ``"float16"``, in a
+            float32 file, since NIfTI has none.
         skip_air: Leave tiles of pure background out.
 
     Raises:
@@ -64,11 +78,17 @@ class PredictOptions:
     max_device_memory_bytes: int | None = None
     ring: Ring = "auto"
     skip_air: bool = False
+    probabilities: str | Sequence[str] | None = None
+    entropy: bool = False
+    disagreement: bool = False
+    maps_as: str = "uint8"
 
     def __post_init__(self) -> None:
         check_grid(self.grid)
         if self.ring not in get_args(Ring):
             raise SettingsError("--ring", expected=", ".join(get_args(Ring)), got=str(self.ring))
+        if self.maps_as not in ("uint8", "float16"):
+            raise SettingsError("--maps-as", expected="uint8 or float16", got=repr(self.maps_as))
         for name in ("max_memory_bytes", "max_device_memory_bytes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -80,19 +100,47 @@ class PredictOptions:
         """Of memory."""
         return Limits(self.max_memory_bytes, self.max_device_memory_bytes, self.ring)
 
+    def products(self, labels: LabelSet) -> Products:
+        """What is to be made beside labels.
+
+        Args:
+            labels: Of the model.
+
+        Raises:
+            LabelError: The model has no label of that name.
+        """
+        names = [labels.named(name).name for name in _names(self.probabilities)]
+        return Products(
+            tuple(dict.fromkeys(names)),
+            entropy=self.entropy,
+            disagreement=self.disagreement,
+            dtype=cast(Literal["uint8", "float16"], self.maps_as),
+        )
+
     def of_result(self) -> dict[str, Any]:
         """The options that change what is written; plain JSON, equal for equal wishes."""
-        labels = self.labels.split(",") if isinstance(self.labels, str) else self.labels
-        names = None if labels is None else sorted({name.strip().lower() for name in labels} - {""})
+        maps = {
+            "probabilities": sorted({name.lower() for name in _names(self.probabilities)}),
+            "entropy": self.entropy,
+            "disagreement": self.disagreement,
+            "maps_as": self.maps_as,
+        }
+        names = None if self.labels is None else _names(self.labels)
         return {
-            "labels": names,
+            "labels": None if names is None else sorted({name.lower() for name in names}),
             "grid": self.grid,
             "series": self.series,
             "accept_gaps": self.accept_gaps,
             "save_scan": self.save_scan,
             "ring": self.ring,
             "skip_air": self.skip_air,
+            **(maps if self.probabilities or self.entropy or self.disagreement else {}),
         }
+
+
+def _names(names: str | Sequence[str] | None) -> list[str]:
+    parts = names.split(",") if isinstance(names, str) else names or ()
+    return [part.strip() for part in parts if part.strip()]
 
 
 def parse_bytes(text: str, *, name: str) -> int:

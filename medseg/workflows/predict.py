@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from medseg.core.errors import InputError, MedsegError, OutputError
+from medseg.core.labels import LabelSet
 from medseg.core.plan import Plan
 from medseg.io.dicom_studies import Study
 from medseg.workflows.api import Model, load_model
 from medseg.workflows.cases import Job, Source, find_cases, read_case_table
+from medseg.workflows.maps import map_path
 from medseg.workflows.options import PredictKeywords, PredictOptions
 from medseg.workflows.pipeline import Outcome, Pipeline
 from medseg.workflows.segment import expected_labels, paths_of
@@ -113,6 +115,7 @@ def load_models(model: str | Path | Model, device: str, options: PredictOptions)
         PackageError: The model is damaged.
         ResourceError: This machine has no such device.
         LabelError: It has no such label.
+        SettingsError: What is wanted beside labels is not to be had of it.
     """
     if isinstance(model, Model):
         models = [model]
@@ -120,7 +123,10 @@ def load_models(model: str | Path | Model, device: str, options: PredictOptions)
         names = device_names(device)
         models = [load_model(model, name, backend=options.backend) for name in names]
     expected_labels(models[0].plan, options.labels)
-    return [one.within(options.limits, skip_air=options.skip_air) for one in models]
+    products = options.products(models[0].labels)
+    return [
+        one.within(options.limits, skip_air=options.skip_air).giving(products) for one in models
+    ]
 
 
 def device_names(text: str) -> list[str]:
@@ -162,7 +168,7 @@ def find_jobs(
     else:
         jobs = read_case_table(Path(cases), plan)
     jobs = [(case, _wish(source, options)) for case, source in jobs]
-    _refuse_to_overwrite(jobs, out, with_scan=options.save_scan)
+    _refuse_to_overwrite(jobs, out, options=options, labels=plan.labels)
     return jobs
 
 
@@ -172,11 +178,17 @@ def _wish(source: Source, options: PredictOptions) -> Source:
     return source
 
 
-def _refuse_to_overwrite(jobs: Sequence[Job], out: Path, *, with_scan: bool) -> None:
+def _refuse_to_overwrite(
+    jobs: Sequence[Job], out: Path, *, options: PredictOptions, labels: LabelSet
+) -> None:
     """Scans are never replaced by masks, whichever way ``--out`` is spelled."""
     scans = {path.resolve() for _, source in jobs for path in paths_of(source)}
+    products = options.products(labels)
     for case, _ in jobs:
-        for written in (mask_path(out, case), *([scan_path(out, case)] if with_scan else [])):
+        mask = mask_path(out, case)
+        beside = [map_path(mask, name) for name in products.names]
+        beside += [scan_path(out, case)] if options.save_scan else []
+        for written in (mask, *beside):
             if written.resolve() in scans:
                 raise InputError(
                     f"--out {out}",

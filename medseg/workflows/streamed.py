@@ -25,6 +25,7 @@ from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.inference.memory import free_bytes, preparing_bytes
 from medseg.inference.predictor import Grid, Predictor
+from medseg.inference.products import Products
 from medseg.inference.volume import DiskVolume
 from medseg.io.atomic import whole_file
 from medseg.io.nifti_slabs import write_nifti_mask_slabs
@@ -32,6 +33,7 @@ from medseg.io.scratch import ScratchArray
 from medseg.postprocess.streamed import apply_chain_by_slab
 from medseg.transforms.preprocess import RestoreRecord
 from medseg.transforms.preprocess_stream import stream_preprocessed, survey_scan, why_not_streamed
+from medseg.workflows.maps import Maps
 from medseg.workflows.segment import expected_labels, sidecar, sidecar_of
 
 Box = tuple[slice, slice, slice]
@@ -54,10 +56,12 @@ class StreamedPrediction(Prediction):
     Attributes:
         voxels: How many voxels each mask value has.
         seconds: Time of each phase: read and prepare, segment, finish, write.
+        files: What was written besides mask and sidecar.
     """
 
     voxels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
     seconds: dict[str, float] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
 
     def volumes_ml(self) -> dict[str, float]:
         """Volume of each label in millilitres: voxels times the volume of one voxel."""
@@ -120,6 +124,7 @@ def segment_to_disk(
     grid: Grid = "own",
     labels: str | Sequence[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    products: Products | None = None,
 ) -> StreamedPrediction:
     """Segment a scan and write its mask and sidecar, without ever holding either as a whole.
 
@@ -134,6 +139,7 @@ def segment_to_disk(
         grid: Where it lies, from ``segment.wanted_grid``.
         labels: Names of the labels to keep; None keeps all.
         provenance: For the sidecar.
+        products: What else to make; written beside the mask, before it.
 
     Returns:
         What stands in the sidecar; the voxels are in the file.
@@ -145,7 +151,7 @@ def segment_to_disk(
         ResourceError: The memory does not reach for the planes that overlap.
         OutputError: There is no room on the disk for the scratch files or the mask.
     """
-    plan = predictor.plan
+    plan, files = predictor.plan, list[Path]()
 
     def fill(mask: ScratchArray, seconds: dict[str, float]) -> None:
         with timed(seconds, "prepare"):
@@ -153,12 +159,19 @@ def segment_to_disk(
         with DiskVolume(path.parent, survey.shape, axis=survey.axis) as volume:
             with timed(seconds, "prepare"):
                 stream_preprocessed(scan, plan, survey, volume)
+            maps = Maps.empty(products or Products(), scan.geometry.shape, path.parent)
             with timed(seconds, "segment"):
-                predictor.stream(volume, survey.record, ValueSink(mask, plan.labels))
+                predictor.stream(
+                    volume, survey.record, ValueSink(mask, plan.labels),
+                    products=products, product_sinks=maps.arrays,
+                )  # fmt: skip
+        with timed(seconds, "write"):
+            files.extend(maps.write(path, _frame(scan, plan.labels)))
 
-    return filled_to_disk(
+    done = filled_to_disk(
         scan, plan, path, fill=fill, grid=grid, labels=labels, provenance=provenance
     )
+    return replace(done, files=tuple(files))
 
 
 def filled_to_disk(
@@ -205,6 +218,12 @@ def filled_to_disk(
             beside.write_text(sidecar(prediction), encoding="utf-8")
             write_nifti_mask_slabs(path, prediction, kept)
     return prediction
+
+
+def _frame(scan: Scan, labels: LabelSet) -> Prediction:
+    """A mask on the scan's own grid, but for its voxels."""
+    nothing = np.broadcast_to(labels.dtype.type(0), scan.geometry.shape)
+    return Prediction(nothing, scan.geometry, labels, forms=scan.forms)
 
 
 @contextmanager

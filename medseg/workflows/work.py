@@ -72,7 +72,7 @@ class Written:
     """A case that is done: its files, the mask first.
 
     Attributes:
-        files: The mask, its sidecar, the scan.
+        files: The mask, its sidecar, the scan, maps.
         provenance: As in the sidecar.
         seconds: Of phases that ran as one.
     """
@@ -155,13 +155,13 @@ class Work:
         """
         model = self.models[device]
         if isinstance(ready, Ready):
-            return model.infer(ready.prepared, before_tiles=before_tiles)
+            return model.infer(ready.prepared, before_tiles=before_tiles, scratch=self.out)
         mask = mask_path(self.out, ready.case)
         made = model.predict_to_file(
             ready.source, mask, labels=self.options.labels, grid=self.options.grid,
             scan=ready.scan, input_sha256=ready.input_sha256, before_tiles=before_tiles,
         )  # fmt: skip
-        return Written([mask, sidecar_of(mask)], made.provenance, made.seconds)
+        return Written([mask, sidecar_of(mask), *made.files], made.provenance, made.seconds)
 
     def finish(self, ready: Ready, classes: NDArray[Any]) -> Result:
         """Mask values, post-processing, provenance."""
@@ -170,7 +170,7 @@ class Work:
         )
 
     def write(self, case: str, ready: Ready, result: Result) -> Written:
-        """Write the mask, its sidecar, and the scan where it is wanted.
+        """Write the mask, its sidecar, and what else is wanted.
 
         Raises:
             OutputError: They cannot be written.
@@ -180,6 +180,8 @@ class Work:
         if self.options.save_scan:
             files.append(scan_path(self.out, case))
             save_scan(ready.source, self.models[0].plan, result.prediction, files[-1])
+        for maps in ready.prepared.maps:
+            files += maps.write(mask, result.prediction)
         result.save(mask)
         return Written(files, result.provenance)
 
