@@ -35,6 +35,7 @@ from medseg.transforms.preprocess import (
     made_regular,
     preprocess_scan,
 )
+from medseg.workflows.maps import Maps
 from medseg.workflows.memory_scans import scan_from_memory
 from medseg.workflows.slice_table import slice_table
 
@@ -98,6 +99,7 @@ class Prepared:
         record: The way back to the grid of the result.
         grid: Which grid that is, from :func:`wanted_grid`.
         facts: What running the network adds to the provenance.
+        maps: What it gives beside labels, once it has run, where that was asked for.
     """
 
     scan: Scan
@@ -105,6 +107,7 @@ class Prepared:
     record: RestoreRecord
     grid: Grid = "own"
     facts: dict[str, Any] = field(default_factory=dict)
+    maps: list[Maps] = field(default_factory=list)
 
 
 def prepare(scan: Scan, plan: Plan, *, grid: Grid = "own") -> Prepared:
