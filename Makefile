@@ -45,6 +45,8 @@ bench: $(STAMP)
 	$(PY) benchmarks/dicom_read.py
 	$(PY) benchmarks/metrics.py
 	$(PY) benchmarks/forward.py
+	$(PY) benchmarks/sliding_window.py
+	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/restore.py --peer '$(PEER)'; fi
 	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/check_dataset.py '$(DATASET)' --peer '$(PEER)'; \
 	else echo 'check against nnU-Net: make bench PEER=/its/python DATASET=/a/dataset'; fi
 

@@ -1,6 +1,6 @@
 """The sliding window itself: medseg against MONAI's, same network, tiles and overlap, on the CPU.
 
-    python benchmarks/sliding_window.py [--rounds 3] [--classes 25] [--side 160] [--patch 96]
+    python benchmarks/sliding_window.py [--rounds 3] [--classes 25] [--side 96] [--patch 64]
 
 Both get a volume whose windows they place alike and give logits of all voxels; medseg also
 gives labels, as it does in use, without holding the logits. Time inside the network is taken
@@ -60,8 +60,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--classes", type=int, default=25)
-    parser.add_argument("--side", type=int, default=144)
-    parser.add_argument("--patch", type=int, default=96)
+    parser.add_argument("--side", type=int, default=96)
+    parser.add_argument("--patch", type=int, default=64)
     options = parser.parse_args()
     side, patch = options.side, options.patch
     if (side - patch) % (patch // 2):

@@ -267,30 +267,3 @@ def sample_rows(
         align_corners=False,
     )[0]
     return sampled if fill is None else sampled + fill
-
-
-def interpolate_rows(volume: Tensor, rows: slice, shape: Triple) -> Tensor:
-    """Rows ``rows`` of what ``resample_image(volume, shape)`` would give, and only those.
-
-    Args:
-        volume: (C, I, J, K).
-        rows: Which planes of the new first axis; start and stop are given.
-        shape: The whole new shape.
-
-    Returns:
-        (C, rows, shape[1], shape[2]).
-    """
-    if volume.shape[1] == shape[0]:
-        part = volume[:, rows]
-    else:
-        below, above, weight = (half[rows] for half in _neighbours(volume.shape[1], shape[0]))
-        device = volume.device
-        upper = torch.from_numpy(weight).to(device, volume.dtype)[:, None, None]
-        part = torch.lerp(
-            volume[:, torch.from_numpy(below).to(device)],
-            volume[:, torch.from_numpy(above).to(device)],
-            upper,
-        )
-    if tuple(part.shape[2:]) == shape[1:]:
-        return part
-    return interpolate(part, size=shape[1:], mode="bilinear", align_corners=False)
