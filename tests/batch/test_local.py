@@ -609,3 +609,13 @@ def test_a_scan_above_memory_goes_from_disk_to_disk(
     assert {"prepare", "segment", "finish", "write"} <= set(ledger(out)["large"].facts["seconds"])
     again = predict_batch(package, tmp_path / "in", out, **options)
     assert again["kept"] == 2
+
+
+def test_a_batch_starts_without_monai(repository: Path) -> None:
+    # Loading it takes longer than a small scan.
+    code = "import sys, medseg.batch.local; print('monai' in sys.modules, 'pandas' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["False", "False"]
