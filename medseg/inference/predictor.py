@@ -52,6 +52,14 @@ class Run:
     setup: Setup
     estimate: MemoryEstimate | None = None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What provenance is to say of it: plain JSON."""
+        facts: dict[str, Any] = {"logits": "fp16" if self.setup.half else "fp32"}
+        if self.setup.skip_air:
+            facts |= {"tiles": self.tiles, "tiles_of_one_value": self.skipped}
+        return facts
+
 
 class Predictor:
     """Networks that share a plan, ready to segment scans. Holds no state of a scan.
@@ -134,11 +142,7 @@ class Predictor:
     ) -> tuple[NDArray[Any], dict[str, Any]]:
         """The same, and what provenance is to say of the run: plain JSON."""
         sink = ArraySink(record.target.shape, class_dtype(len(self.plan.labels) + 1))
-        run = self.stream(voxels, record, sink)
-        facts: dict[str, Any] = {"logits": "fp16" if run.setup.half else "fp32"}
-        if self.skip_air:
-            facts |= {"tiles": run.tiles, "tiles_of_one_value": run.skipped}
-        return sink.array, facts
+        return sink.array, self.stream(voxels, record, sink).facts
 
     @torch.inference_mode()
     def stream(

@@ -60,7 +60,7 @@ class Maps:
 
     def filled_by(
         self, predictor: Predictor, voxels: Tensor | Volume, record: RestoreRecord
-    ) -> NDArray[Any]:
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Run a model over a scan; the maps are then there.
 
         Args:
@@ -69,14 +69,16 @@ class Maps:
             record: From its preprocessing.
 
         Returns:
-            Class indices (I, J, K) on ``record.target``.
+            Class indices (I, J, K) on ``record.target``, and what provenance is to say of it.
 
         Raises:
             ResourceError: It does not fit into memory.
         """
         sink = ArraySink(record.target.shape, class_dtype(len(predictor.plan.labels) + 1))
-        predictor.stream(voxels, record, sink, products=self.products, product_sinks=self.arrays)
-        return sink.array
+        run = predictor.stream(
+            voxels, record, sink, products=self.products, product_sinks=self.arrays
+        )
+        return sink.array, run.facts
 
     def write(self, mask: Path, prediction: Prediction) -> list[Path]:
         """Write each as ``<mask>_<name>.nii.gz``, and give the scratch files back.

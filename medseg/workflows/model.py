@@ -240,8 +240,9 @@ class Model:
         folder = Path(tempfile.gettempdir()) if scratch is None else scratch
         maps = Maps.empty(self._products, prepared.record.target.shape, folder)
         prepared.maps.append(maps)
-        prepared.facts["backend"] = backend_name(predictor.networks)
-        return maps.filled_by(predictor, prepared.voxels, prepared.record)
+        classes, facts = maps.filled_by(predictor, prepared.voxels, prepared.record)
+        prepared.facts.update(facts, backend=backend_name(predictor.networks))
+        return classes
 
     def after_earlier(
         self, prepared: segment.Prepared, before_tiles: Callable[[], None] | None = None

@@ -151,7 +151,7 @@ def segment_to_disk(
         ResourceError: The memory does not reach for the planes that overlap.
         OutputError: There is no room on the disk for the scratch files or the mask.
     """
-    plan, files = predictor.plan, list[Path]()
+    plan, files, facts = predictor.plan, list[Path](), dict(provenance or {})
 
     def fill(mask: ScratchArray, seconds: dict[str, float]) -> None:
         with timed(seconds, "prepare"):
@@ -161,16 +161,15 @@ def segment_to_disk(
                 stream_preprocessed(scan, plan, survey, volume)
             maps = Maps.empty(products or Products(), scan.geometry.shape, path.parent)
             with timed(seconds, "segment"):
-                predictor.stream(
+                run = predictor.stream(
                     volume, survey.record, ValueSink(mask, plan.labels),
                     products=products, product_sinks=maps.arrays,
                 )  # fmt: skip
+        facts.update(run.facts)
         with timed(seconds, "write"):
             files.extend(maps.write(path, _frame(scan, plan.labels)))
 
-    done = filled_to_disk(
-        scan, plan, path, fill=fill, grid=grid, labels=labels, provenance=provenance
-    )
+    done = filled_to_disk(scan, plan, path, fill=fill, grid=grid, labels=labels, provenance=facts)
     return replace(done, files=tuple(files))
 
 
@@ -190,7 +189,8 @@ def filled_to_disk(
         scan: Not read yet.
         plan: Its labels, and the post-processing of the mask.
         path: As in :func:`segment_to_disk`, and so are those below.
-        fill: Writes mask values into (I, J, K) on the scan's own grid; adds its times.
+        fill: Writes mask values into (I, J, K) on the scan's own grid; adds its times, and to
+            ``provenance`` what is known only then.
         grid: Where the mask is wanted.
         labels: Names of the labels to keep.
         provenance: For the sidecar.

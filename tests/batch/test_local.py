@@ -417,20 +417,20 @@ def test_ctrl_c_ends_the_network_between_tiles(
     began: list[float] = []
     infer = Model.infer
 
-    def slow(model: Model, prepared: Any, *, before_tiles: Callable[[], None]) -> Any:
+    def slow(model: Model, prepared: Any, *, before_tiles: Callable[[], None], **more: Any) -> Any:
         def before() -> None:
             began.append(time.monotonic())
             tiles.set()
             time.sleep(0.02)
             before_tiles()
 
-        return infer(model, prepared, before_tiles=before)
+        return infer(model, prepared, before_tiles=before, **more)
 
     monkeypatch.setattr(Model, "infer", slow)
 
     def press() -> None:
-        tiles.wait(30)
-        os.kill(os.getpid(), signal.SIGINT)
+        if tiles.wait(30):
+            os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=press, daemon=True).start()
     with pytest.raises(Interrupted, match="0 of 1"):
