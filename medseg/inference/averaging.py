@@ -67,6 +67,11 @@ class MeanProbabilities:
             order=(3, 0, 2, 1),
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Size of its file."""
+        return self._sum.nbytes
+
     def add(
         self,
         predictor: Predictor,
