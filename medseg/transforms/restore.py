@@ -319,7 +319,9 @@ class _Whole:
         for start in range(0, shape[0], depth):
             rows = slice(start, min(start + depth, shape[0]))
             box = (rows, slice(0, shape[1]), slice(0, shape[2]))
-            slab = sample_rows(logits, matrix, shape, rows=rows, fill=None, last=last).float()
+            slab = sample_rows(
+                logits, matrix, shape, rows=rows, nearest=all(record.nearest), fill=None, last=last
+            ).float()
             found = winners(slab[:classes], parent.activation)
             if inside is not None:
                 there = sample_rows(inside, matrix, shape, rows=rows, nearest=True, last=last)

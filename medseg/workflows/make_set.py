@@ -65,6 +65,8 @@ def make_set(
         {"folder": f"members/{number}_{_word(path)}", "labels": one}
         for number, (path, one) in enumerate(zip(members, wanted, strict=True))
     ]
+    if order not in get_args(Order):
+        raise SettingsError("--order", expected="0, 1 or 3", got=str(order))
     grid = None if spacing_mm is None else {"spacing_mm": tuple(spacing_mm), "order": order}
     file = _file_of(
         labels=labels, members=places, combine=combine, restore=restore, resampling=grid,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 import medseg
+from medseg.cli.app import run
 from medseg.core.errors import FileError, InputError, PackageError, ResourceError, SettingsError
 from medseg.core.geometry import ALL_ORIENTATIONS, Geometry
 from medseg.core.labels import LabelSet
@@ -332,3 +333,71 @@ def test_a_set_is_one_model_elsewhere(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(PackageError, match=r"expected channels \['first'\]"):
         make_set(tmp_path / "other", [folder / "a", two])
     assert not (tmp_path / "other").exists()
+
+
+def test_cascades_and_regions_are_members_as_well(folder: Path, scan: Path, tmp_path: Path) -> None:
+    plan = small_plan(**{"cascade_labels": 2, "network.in_channels": 3})
+    weights = build_network(plan.network, seed=4).state_dict()
+    file = ModelFile(medseg_version="0", weights=("weights.safetensors",), plan=plan)
+    first = medseg.workflows.api.package_of(folder / "a")  # type: ignore[attr-defined]
+    save_package(tmp_path / "two", file, [weights], previous=first)
+    regions = {"activation": "regions", "network.classes": 2, "labels": other_labels()}
+    package(tmp_path / "regions", 6, **regions)
+    found = {name: load(tmp_path / name).predict(scan).labels for name in ("two", "regions")}
+    make_set(tmp_path / "set", [tmp_path / "two", folder / "a", tmp_path / "regions"])
+    model = load(tmp_path / "set")
+    a = alone(folder, "a", scan)
+    expected = painted(painted(found["two"], a, {1: 1, 2: 2}), found["regions"], {1: 3, 7: 4})
+    np.testing.assert_array_equal(model.predict(scan).labels, expected)
+    assert len(np.unique(found["two"])) > 1
+    assert not model.can_stream(read_scan(scan))
+    with pytest.raises(InputError, match="a cascade"):
+        model.predict_to_file(scan, tmp_path / "disk.nii.gz")
+    # The first model leads, so that a set of a region model first has classes of its own.
+    made = make_set(tmp_path / "other", [tmp_path / "regions", folder / "a"])
+    reverse = load(tmp_path / "other").predict(scan).labels
+    assert made["labels"] == {"1": "left", "2": "right", "3": "low", "4": "high"}
+    first_painted = np.where(found["regions"] == 7, 2, found["regions"])
+    np.testing.assert_array_equal(reverse, painted(first_painted, a, {1: 3, 2: 4}))
+
+
+@pytest.mark.parametrize("grid", ["own", "regular"])
+@pytest.mark.parametrize("restore", ["logits", "labels-nearest"])
+def test_sheared_scans(folder: Path, tmp_path: Path, grid: str, restore: Any) -> None:
+    affine = oblique_affine()
+    affine[:3, 2] += 0.4 * affine[:3, 0]
+    source = (blobs(SHAPE, noise=120.0)[0], affine)
+    make_set(tmp_path / "set", [folder / "c", folder / "b"])
+    joined = load(tmp_path / "set").predict(source, grid=grid)
+    c, b = (load(folder / name).predict(source, grid=grid) for name in "cb")
+    np.testing.assert_array_equal(joined.labels, painted(c.labels, b.labels, {1: 1, 7: 7}))
+    make_set(tmp_path / "near", [folder / "c"], restore=restore, spacing_mm=(2.0, 2.0, 3.0))
+    near = load(tmp_path / "near").predict(source, grid=grid)
+    assert near.prediction.geometry.difference(c.prediction.geometry) is None
+    assert (near.labels == c.labels).mean() > 0.5
+
+
+def test_the_command_line(
+    folder: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "set")
+    assert run(["make-set", str(folder / "a"), str(folder / "b"), "--out", out]) == 0
+    assert capsys.readouterr().out == f"{out}: 2 models, labels low, high, left, right\n"
+    assert run(["info", out, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["combine"], len(facts["members"])) == ("set", "paint", 2)
+    assert run(["info", out]) == 0
+    assert "combine" in capsys.readouterr().out
+    assert run(["predict", out, str(scan), "--out", str(tmp_path / "masks"), "--json"]) == 0
+    (mask,) = json.loads(capsys.readouterr().out)["done"].values()
+    expected = load(tmp_path / "set").predict(scan).labels
+    np.testing.assert_array_equal(np.asarray(nib.load(mask).dataobj), expected)
+    assert run(["predict", out, str(scan), "--out", str(tmp_path / "masks"), "--entropy"]) == 2
+    assert "expected a single model, got a set" in capsys.readouterr().err
+    shared = ["--restore", "labels-nearest", "--spacing", "2,2,3", "--order", "1", "--json"]
+    assert run(["make-set", str(folder / "a"), "--out", out, *shared]) == 0
+    assert json.loads(capsys.readouterr().out)["members"] == 1
+    for wrong in (["--spacing", "2,x"], ["--order", "2"], ["--combine", "vote"]):
+        assert run(["make-set", str(folder / "a"), "--out", out, *wrong]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
