@@ -12,6 +12,8 @@ PYTHON ?= python3
 TORCH ?=
 PEER ?=
 DATASET ?= sample_data/abdomen
+NNUNET_MODEL ?=
+NNUNET_IMAGES ?=
 PY = .venv/bin/python
 STAMP = .venv/medseg-installed
 
@@ -47,6 +49,8 @@ bench: $(STAMP)
 	$(PY) benchmarks/forward.py
 	$(PY) benchmarks/sliding_window.py
 	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/restore.py --peer '$(PEER)'; fi
+	@if [ -n '$(PEER)' ]; then sh benchmarks/nnunet_predict.sh $(PY) '$(PEER)' build/nnunet \
+		'$(NNUNET_MODEL)' '$(NNUNET_IMAGES)'; fi
 	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/check_dataset.py '$(DATASET)' --peer '$(PEER)'; \
 	else echo 'check against nnU-Net: make bench PEER=/its/python DATASET=/a/dataset'; fi
 

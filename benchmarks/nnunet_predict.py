@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sqlite3
 import statistics
 import subprocess
@@ -39,8 +40,8 @@ from kinds import WIDE
 from phantoms import phantom, write
 
 _TRAINED = {"large": "wide", "organs": "organs"}
-# Voxels of the timed scan: its working grid has 64 and 32 tiles.
-_SHAPES = {"large": (320, 320, 135), "organs": (400, 400, 200)}
+# Voxels of the timed scan: its working grid has 32 and 16 tiles.
+_SHAPES = {"large": (320, 320, 90), "organs": (400, 400, 150)}
 _BATCH_CASES = 40
 _ENDING = ".nii.gz"
 
@@ -151,13 +152,13 @@ def make_scan(what: str, images: Path) -> None:
     write(images / f"case_0000{_ENDING}", voxels_of[0], affine)
 
 
-def link_cases(source: Path, images: Path) -> None:
+def copy_cases(source: Path, images: Path) -> None:
     """40 scans under nnU-Net's names."""
     images.mkdir(parents=True)
     scans = sorted(path for path in source.iterdir() if path.name.endswith(_ENDING))
     for path in scans[:_BATCH_CASES]:
         name = path.name.removesuffix(_ENDING)
-        (images / f"{name}_0000{_ENDING}").symlink_to(path.resolve())
+        shutil.copyfile(path, images / f"{name}_0000{_ENDING}")
 
 
 def told_masks(ours: Path, theirs: Path) -> str:
@@ -210,7 +211,7 @@ def main() -> None:
         images = work / "images"
         if options.what == "batch":
             model = options.model
-            link_cases(options.images, images)
+            copy_cases(options.images, images)
         else:
             results = options.models / _TRAINED[options.what] / "results"
             model = next(results.glob("*/*__3d_fullres"))
