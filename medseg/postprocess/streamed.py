@@ -44,16 +44,25 @@ def apply_chain_by_slab(
         InputError: A step cannot be done by slab.
         OutputError: The disk is full.
     """
-    for (kind, connectivity), group in groupby(steps, key=lambda s: (s.step, s.connectivity)):
-        if kind != "largest":
-            raise InputError(
-                f"post-processing step '{kind}'",
-                expected="steps that work by slab (largest)",
-                got=f"'{kind}' for a mask above memory",
-                cure="Allow more memory, or take the step out of the plan.",
-            )
+    other = next((step for step in steps if not works_by_slab(step)), None)
+    if other is not None:
+        raise InputError(
+            f"post-processing step '{other.step}' of '{other.label}'",
+            expected="the largest region of one label, which can be found by slab",
+            got="another step, for a mask above memory",
+            cure="Allow more memory, or take the step out of the plan.",
+        )
+    for connectivity, group in groupby(steps, key=lambda step: step.connectivity):
         values = [labels.named(step.label).value for step in group]
         keep_largest_by_slab(mask, values, connectivity=connectivity)
+
+
+def works_by_slab(step: PostprocessStep) -> bool:
+    """Whether a step can be done without the whole mask."""
+    plain = PostprocessStep(
+        step="largest", label=step.label, connectivity=step.connectivity, evidence=step.evidence
+    )
+    return step == plain and step.connectivity in _REACH
 
 
 def keep_largest_by_slab(

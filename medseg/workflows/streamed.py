@@ -30,7 +30,7 @@ from medseg.inference.volume import DiskVolume
 from medseg.io.atomic import whole_file
 from medseg.io.nifti_slabs import write_nifti_mask_slabs
 from medseg.io.scratch import ScratchArray
-from medseg.postprocess.streamed import apply_chain_by_slab
+from medseg.postprocess.streamed import apply_chain_by_slab, works_by_slab
 from medseg.transforms.preprocess import RestoreRecord
 from medseg.transforms.preprocess_stream import stream_preprocessed, survey_scan, why_not_streamed
 from medseg.workflows.maps import Maps
@@ -109,7 +109,9 @@ def can_stream(scan: Scan, predictor: Predictor) -> bool:
         scan: Not read yet.
         predictor: The model.
     """
-    return _limit_of(predictor) >= _LEAST_BYTES and not why_not_streamed(scan, predictor.plan)
+    plan = predictor.plan
+    by_slab = all(works_by_slab(step) for step in plan.postprocess)
+    return _limit_of(predictor) >= _LEAST_BYTES and by_slab and not why_not_streamed(scan, plan)
 
 
 def _limit_of(predictor: Predictor) -> int:

@@ -17,7 +17,11 @@ from medseg.core.plan import PostprocessStep
 from medseg.io.scratch import ScratchArray
 from medseg.postprocess.chain import apply_chain
 from medseg.postprocess.components import keep_largest
-from medseg.postprocess.streamed import apply_chain_by_slab, keep_largest_by_slab
+from medseg.postprocess.streamed import (
+    apply_chain_by_slab,
+    keep_largest_by_slab,
+    works_by_slab,
+)
 
 SHAPE = (7, 5, 9)
 
@@ -98,3 +102,17 @@ def test_an_unknown_connectivity_is_refused(tmp_path: Path) -> None:
         pytest.raises(InputError, match="6, 18 or 26"),
     ):
         keep_largest_by_slab(array, [1], connectivity=4)
+
+
+def test_other_steps_are_refused_before_anything_is_done(tmp_path: Path) -> None:
+    labels = LabelSet.from_names({1: "low"})
+    plain = PostprocessStep(step="largest", label="low", connectivity=6, evidence="Dice 0.9")
+    other = plain.model_copy(update={"step": "smooth"})
+    assert works_by_slab(plain)
+    assert not works_by_slab(other)
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[1, 1, 1] = mask[5, 3, 3] = 1
+    with on_disk(tmp_path, mask, (2, 1, 0)) as array:
+        with pytest.raises(InputError, match="'smooth' of 'low'"):
+            apply_chain_by_slab(array, (plain, other), labels)
+        assert np.array_equal(whole(array), mask)
