@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -116,10 +117,11 @@ class MeanProbabilities:
                 found[region > 0.5] = number
             return found
         wide = chances.astype(np.float32, copy=False)
-        best = wide.argmax(axis=0)
+        # In the order of the file, which is several times as fast.
+        highest, best = torch.from_numpy(wide.transpose(3, 0, 2, 1)).max(dim=1)
         # What is left for the background is what the labels do not take.
-        sure = np.take_along_axis(wide, best[None], axis=0)[0] > 1 - wide.sum(axis=0)
-        return np.where(sure, best + 1, 0).astype(dtype)
+        sure = highest.numpy().transpose(2, 1, 0) > 1 - wide.sum(axis=0)
+        return np.where(sure, best.numpy().transpose(2, 1, 0) + 1, 0).astype(dtype)
 
     def close(self) -> None:
         """Give the space on the disk back."""
