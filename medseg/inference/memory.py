@@ -160,6 +160,23 @@ def preparing_bytes(record: RestoreRecord, plan: Plan) -> int:
     return 4 * len(plan.channels) * (3 * scan + working)
 
 
+def check_shared_grid(record: RestoreRecord, plan: Plan, limits: Limits) -> None:
+    """Refuse a scan that cannot be brought to a grid that several models share.
+
+    Args:
+        record: The way back from that grid.
+        plan: Of the models together.
+        limits: What may be taken.
+
+    Raises:
+        ResourceError: With the figure.
+    """
+    ram = limits.max_memory_bytes or int(_SHARE_OF_FREE * free_bytes())
+    needed = preparing_bytes(record, plan)
+    if needed > ram:
+        _refuse("--max-memory", needed, ram, f"{_gb(needed)} to resample the scan")
+
+
 def fit(
     record: RestoreRecord,
     plan: Plan,

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.core.errors import InputError, SettingsError
+from medseg.core.errors import InputError, ResourceError, SettingsError
+from medseg.core.geometry import Geometry
 from medseg.core.plan import Plan
 from medseg.core.scan import Scan
 from medseg.inference.backends import backend_name
-from medseg.inference.memory import Limits
+from medseg.inference.memory import Limits, check_shared_grid
 from medseg.inference.predictor import Grid, Predictor, onto_grid
 from medseg.inference.products import Products
 from medseg.package.model_set import SetFile, plan_of_set
@@ -99,6 +100,29 @@ class ModelSet(Model):
 
     # In memory
 
+    def check(self, geometry: Geometry) -> None:
+        """Refuse a scan of this grid where memory does not reach for all members at once.
+
+        Raises:
+            ResourceError: With the figure of the member that needs most.
+        """
+        shared = self._file.resampling
+        if shared is not None:
+            record = RestoreRecord.of(geometry, shared.spacing_mm)
+            check_shared_grid(record, self.plan, self.limits)
+            geometry = record.working
+        records = [RestoreRecord.for_plan(geometry, member.plan) for member in self._members]
+        for member, others in zip(self._members, self._beside(records), strict=True):
+            try:
+                with_less(member, others, planned=True).check(geometry)
+            except ResourceError as error:
+                raise ResourceError(
+                    error.what,
+                    expected=error.expected,
+                    got=f"{error.got} beside {others / 1e9:.2g} GB for the rest of the set",
+                    cure=error.cure,
+                ) from error
+
     def prepare(
         self, source: ScanLike, *, grid: str = "auto", scan: Scan | None = None
     ) -> Prepared:
@@ -109,6 +133,7 @@ class ModelSet(Model):
         """
         wanted = segment.wanted_grid(source, grid)
         scan = scan or segment.read(source, self.plan)
+        self.check(scan.geometry)
         shared, back = self._file.resampling, None
         there, on = scan, wanted
         if shared is not None:
@@ -124,17 +149,11 @@ class ModelSet(Model):
 
     def _parts(self, scan: Scan, grid: Grid) -> Iterator[Prepared]:
         """The scan for each member, without its own voxels."""
-        beside = self._beside(
-            [RestoreRecord.for_plan(scan.geometry, m.plan) for m in self._members]
-        )
         known: dict[str, Prepared] = {}
-        for member, others in zip(self._members, beside, strict=True):
+        for member in self._members:
             key = preparing_key(member)
-            if key in known:
-                with_less(member, others, planned=True).check(scan.geometry)
-            else:
-                limited = with_less(member, others, planned=True)
-                part = limited.prepare(scan, grid=grid, scan=scan)
+            if key not in known:
+                part = member.prepare(scan, grid=grid, scan=scan)
                 known[key] = replace(part, scan=replace(scan, load=_gone, load_slabs=None))
             yield replace(known[key], facts={})
 

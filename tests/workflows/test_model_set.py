@@ -277,8 +277,15 @@ def test_memory_counts_all_members(folder: Path, tmp_path: Path) -> None:
     assert models.within(Limits(need)).must_stream(large)
     assert not models.within(Limits(2 * need)).must_stream(large)
     need = least(lambda limits: fits(single.within(limits), large))
-    with pytest.raises(ResourceError, match="--max-memory"):
+    with pytest.raises(
+        ResourceError, match=r"--max-memory: .* beside 1.* GB for the rest of the set"
+    ):
         models.within(Limits(need)).prepare(large)
+    grid = {"restore": "labels-nearest", "spacing_mm": (1.0, 1.0, 1.0)}
+    make_set(tmp_path / "shared", [folder / "a"], **grid)  # type: ignore[arg-type]
+    shared = load(tmp_path / "shared").within(Limits(4 * 10**9))
+    with pytest.raises(ResourceError, match=r"takes \d\.\d GB to resample the scan"):
+        shared.prepare(large)
 
 
 def fits(model: medseg.Model, scan: medseg.Scan) -> bool:
