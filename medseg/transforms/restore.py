@@ -323,12 +323,14 @@ class _Whole:
                 logits, matrix, shape, rows=rows, nearest=all(record.nearest), fill=None, last=last
             ).float()
             found = winners(slab[:classes], parent.activation)
+            there: Tensor | bool = True
             if inside is not None:
-                there = sample_rows(inside, matrix, shape, rows=rows, nearest=True, last=last)
-                found = found * (there[0] > 0)
+                near = sample_rows(inside, matrix, shape, rows=rows, nearest=True, last=last)
+                there = near[0] > 0
+                found = found * there
             parent.sink.write(box, found.cpu().numpy().astype(dtype))
             if parent.outlet is not None:
                 for sink, values in zip(
                     parent.outlet.sinks, parent.outlet.values(slab), strict=True
                 ):
-                    sink.write(box, values.cpu().numpy())
+                    sink.write(box, (values * there).cpu().numpy())

@@ -30,6 +30,7 @@ from medseg.workflows.make_set import make_set
 from medseg.workflows.model_set import ModelSet
 from medseg.workflows.predict import predict
 from tests.models import small_plan, write_random_package
+from tests.nnunet_models import write_nnunet_model
 from tests.phantoms import blobs, oblique_affine
 
 SHAPE = (25, 19, 14)
@@ -408,3 +409,24 @@ def test_the_command_line(
         assert run(["make-set", str(folder / "a"), "--out", out, *wrong]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
+
+
+def test_models_of_nnunet_are_members(scan: Path, tmp_path: Path) -> None:
+    folders = [
+        write_nnunet_model(tmp_path / name, balanced=True, folds=folds)
+        for name, folds in (("one", ("0",)), ("two", ("0", "1")))
+    ]
+    source = {"T1": scan, "T2": scan}
+    names = load(folders[0]).labels.names
+    maps = [{name: name for name in names}, {names[-1]: "other"}]
+    make_set(tmp_path / "set", folders, maps=maps)
+    model = load(tmp_path / "set")
+    one, two = (load(folder) for folder in folders)
+    first, second = one.predict(source).labels, two.predict(source).labels
+    found = model.predict(source)
+    value = found.label_set.named("other").value
+    numbers = {one.labels.named(n).value: model.labels.named(n).value for n in names}
+    expected = painted(np.zeros_like(first), first, numbers)
+    expected = painted(expected, second, {two.labels.named(names[-1]).value: value})
+    np.testing.assert_array_equal(found.labels, expected)
+    assert (found.labels == value).any()
