@@ -7,7 +7,7 @@ leave. What is in memory is a slab, whatever the number of classes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from medseg.inference.memory import Ring
 from medseg.inference.predictor import Predictor
-from medseg.inference.products import Products
+from medseg.inference.products import Products, as_stored, entropy
 from medseg.inference.volume import Volume
 from medseg.io.scratch import ScratchArray
 from medseg.transforms.preprocess import RestoreRecord
-from medseg.transforms.restore import Box
+from medseg.transforms.restore import Box, Sink
 from medseg.transforms.winners import Activation, class_dtype
 
 Triple = tuple[int, int, int]
@@ -102,11 +102,34 @@ class MeanProbabilities:
 
     def classes(self) -> Iterator[tuple[Box, NDArray[Any]]]:
         """Class indices (I, J, depth), slab by slab along K, each with its box."""
+        for box, chances in self._slabs():
+            yield box, self._winners(chances)
+
+    def give(self, products: Products, names: Sequence[str], sinks: Mapping[str, Sink]) -> None:
+        """Write products of the mean; not disagreement, of which it knows nothing.
+
+        Args:
+            products: What is wanted.
+            names: Of the labels of the mean, in order.
+            sinks: One for each of ``products.names``.
+        """
+        softmax = self._activation == "softmax"
+        for box, chances in self._slabs():
+            wide = torch.from_numpy(chances.astype(np.float32, copy=False))
+            made = [wide[names.index(name)] for name in products.probabilities]
+            if products.entropy:
+                rest = (1 - wide.sum(dim=0, keepdim=True)).clamp(min=0)
+                made.append(entropy(torch.cat([rest, wide]) if softmax else wide, softmax=softmax))
+            for name, one in zip(products.names, made, strict=True):
+                sinks[name].write(box, as_stored(one, products).numpy())
+
+    def _slabs(self) -> Iterator[tuple[Box, NDArray[Any]]]:
+        """Probabilities (labels, I, J, depth)."""
         across, down, count = self._shape
         depth = max(1, _SLAB_VALUES // (across * down * self._labels))
         for start in range(0, count, depth):
             box = slice(0, across), slice(0, down), slice(start, min(start + depth, count))
-            yield box, self._winners(self._sum.read((slice(0, self._labels), *box)))
+            yield box, self._sum.read((slice(0, self._labels), *box))
 
     def _winners(self, chances: NDArray[Any]) -> NDArray[Any]:
         """Class indices of (labels, ...) probabilities."""

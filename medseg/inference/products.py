@@ -70,11 +70,16 @@ def outlet_for(products: Products, plan: Plan, sinks: Mapping[str, Sink]) -> Out
             made.append(entropy(chances, softmax=bool(first)))
         if products.disagreement:
             made.append(logits[classes])
-        if products.dtype == "uint8":
-            return [(255 * one).round().clamp(0, 255).to(torch.uint8) for one in made]
-        return [one.to(getattr(torch, products.dtype)) for one in made]
+        return [as_stored(one, products) for one in made]
 
     return Outlet(values, [sinks[name] for name in products.names])
+
+
+def as_stored(values: Tensor, products: Products) -> Tensor:
+    """Numbers from 0 to 1 in the type of the products."""
+    if products.dtype == "uint8":
+        return (255 * values).round().clamp(0, 255).to(torch.uint8)
+    return values.to(getattr(torch, products.dtype))
 
 
 def probabilities(logits: Tensor, *, softmax: bool) -> Tensor:

@@ -35,6 +35,7 @@ from medseg.workflows.joining import (
     preparing_key,
     with_less,
 )
+from medseg.workflows.maps import Maps, check_names
 from medseg.workflows.model import Model
 from medseg.workflows.segment import Prepared, ScanLike
 from medseg.workflows.streamed import StreamedPrediction, filled_to_disk
@@ -84,19 +85,27 @@ class ModelSet(Model):
         return limited
 
     def giving(self, products: Products) -> ModelSet:
-        """Refused: a set gives labels alone.
+        """The same set, which also gives probabilities and entropy of a mean.
 
         Raises:
-            SettingsError: Something else is wanted.
+            LabelError: The set has no such label.
+            SettingsError: The set is no mean on the scan's own grid, or more is wanted.
         """
-        if products.names:
+        file = self._file
+        shared = file.resampling is not None and file.restore == "labels-nearest"
+        if products.disagreement or (products.names and (file.combine != "mean" or shared)):
             raise SettingsError(
                 "--probabilities, --entropy, --disagreement",
-                expected="a single model",
+                expected="a single model (the first two also of a mean on the scan's grid)",
                 got="a set of models",
                 cure="Give one of the packages in its folder 'members'.",
             )
-        return self
+        for name in products.probabilities:
+            self.labels.named(name)
+        check_names(products)
+        more = copy.copy(self)
+        more._products = products
+        return more
 
     # In memory
 
@@ -202,7 +211,7 @@ class ModelSet(Model):
             for member, others in zip(self._members, beside, strict=True)
         ]
         if self._file.combine == "mean":
-            joined = self._mean(members, prepared.parts, before_tiles, folder)
+            joined = self._mean(members, prepared, before_tiles, folder)
         else:
             joined = self._painted(members, prepared.parts, before_tiles)
         names = [str(part.facts.get("backend", "")) for part in prepared.parts]
@@ -231,10 +240,11 @@ class ModelSet(Model):
     def _mean(
         self,
         members: Sequence[Model],
-        parts: Sequence[Prepared],
+        prepared: PreparedSet,
         before_tiles: Callable[[], None] | None,
         folder: Path,
     ) -> NDArray[Any]:
+        parts = prepared.parts
         total = self._blank(parts[0])
         with mean_of(self._file, members, parts[0].record.target.shape, folder) as mean:
             for member, place, part in zip(members, self._file.members, parts, strict=True):
@@ -244,6 +254,10 @@ class ModelSet(Model):
                 part.facts["backend"] = backend_name(predictor.networks)
             for box, found in mean.classes():
                 total[box] = found
+            if self._products.names:
+                maps = Maps.empty(self._products, total.shape, folder)
+                prepared.maps.append(maps)
+                mean.give(self._products, self.labels.names, maps.arrays)
         return total
 
     def _blank(self, part: Prepared) -> NDArray[Any]:
@@ -298,12 +312,15 @@ class ModelSet(Model):
             )
             for member in self._members
         ]
-        run = StreamedSet(scan, self._file, self._members, predictors, Path(path).parent)
+        run = StreamedSet(
+            scan, self._file, self._members, predictors, path=Path(path), products=self._products
+        )
         names = dict.fromkeys(backend_name(one.networks) for one in predictors)
-        return filled_to_disk(
+        done = filled_to_disk(
             scan, self.plan, Path(path), fill=run.fill, grid=wanted, labels=labels,
             provenance=self._provenance(hashes) | {"backend": ", ".join(names)},
         )  # fmt: skip
+        return replace(done, files=tuple(run.files))
 
     def _provenance(self, input_sha256: Sequence[str]) -> dict[str, Any]:
         facts = [member._provenance(input_sha256) for member in self._members]

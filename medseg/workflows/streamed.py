@@ -169,7 +169,7 @@ def segment_to_disk(
                 )  # fmt: skip
         facts.update(run.facts)
         with timed(seconds, "write"):
-            files.extend(maps.write(path, _frame(scan, plan.labels)))
+            files.extend(maps.write(path, frame_of(scan, plan.labels)))
 
     done = filled_to_disk(scan, plan, path, fill=fill, grid=grid, labels=labels, provenance=facts)
     return replace(done, files=tuple(files))
@@ -222,7 +222,7 @@ def filled_to_disk(
     return prediction
 
 
-def _frame(scan: Scan, labels: LabelSet) -> Prediction:
+def frame_of(scan: Scan, labels: LabelSet) -> Prediction:
     """A mask on the scan's own grid, but for its voxels."""
     nothing = np.broadcast_to(labels.dtype.type(0), scan.geometry.shape)
     return Prediction(nothing, scan.geometry, labels, forms=scan.forms)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg.core.labels import LabelSet
 from medseg.core.scan import Scan
 from medseg.inference.predictor import Predictor
+from medseg.inference.products import Products
 from medseg.inference.volume import DiskVolume
 from medseg.io.scratch import ScratchArray
 from medseg.package.model_set import SetFile, SetMember
@@ -17,8 +18,9 @@ from medseg.postprocess.streamed import apply_chain_by_slab
 from medseg.transforms.preprocess import RestoreRecord
 from medseg.transforms.preprocess_stream import stream_preprocessed, survey_scan
 from medseg.workflows.joining import label_places, mean_of, paint, painting_table, preparing_key
+from medseg.workflows.maps import Maps
 from medseg.workflows.model import Model
-from medseg.workflows.streamed import MASK_ORDER, ValueSink, timed
+from medseg.workflows.streamed import MASK_ORDER, ValueSink, frame_of, timed
 
 _SLAB_VALUES = 1 << 23
 Seconds = dict[str, float]
@@ -33,14 +35,23 @@ class StreamedSet:
         file: The set.
         members: Its models.
         predictors: What runs each of them.
-        folder: For scratch files.
+        path: Where the mask goes; scratch files lie beside it.
+        products: Of a mean: what else to write, before the mask.
+        files: What was written so.
     """
 
     scan: Scan
     file: SetFile
     members: Sequence[Model]
     predictors: Sequence[Predictor]
-    folder: Path
+    path: Path
+    products: Products
+    files: list[Path] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """For scratch files."""
+        return self.path.parent
 
     def fill(self, mask: ScratchArray, seconds: Seconds) -> None:
         """Write the mask values of the set, (I, J, K) on the scan's own grid."""
@@ -74,6 +85,11 @@ class StreamedSet:
         with timed(seconds, "segment"):
             for box, classes in mean.classes():
                 mask.write(box, self.file.labels.to_values(classes))
+            maps = Maps.empty(self.products, shape, self.folder)
+            if self.products.names:
+                mean.give(self.products, self.file.labels.names, maps.arrays)
+        with timed(seconds, "write"):
+            self.files.extend(maps.write(self.path, frame_of(self.scan, self.file.labels)))
 
 
 class _Volumes:

@@ -22,6 +22,7 @@ from medseg.core.geometry import ALL_ORIENTATIONS, Geometry
 from medseg.core.labels import LabelSet
 from medseg.core.plan import Plan
 from medseg.inference.memory import Limits
+from medseg.inference.products import Products
 from medseg.io.formats import read_scan
 from medseg.networks.build import build_network
 from medseg.package.package import ModelFile, save_package
@@ -185,6 +186,29 @@ def test_the_mean_of_models_with_plans_of_their_own(
     assert len(np.unique(expected[clear])) == 3
     np.testing.assert_array_equal(found[clear], expected[clear])
     assert np.any(found != load(folder / "a").predict(scan).labels)
+
+
+def test_maps_of_a_mean(folder: Path, scan: Path, tmp_path: Path) -> None:
+    make_set(tmp_path / "set", [folder / "a", folder / "d"], combine="mean")
+    wanted: dict[str, Any] = {"probabilities": "high", "entropy": True, "maps_as": "float16"}
+    predict(tmp_path / "set", scan, tmp_path / "out", **wanted)
+    (a, record), (d, _) = softmax_alone(folder, "a", scan), softmax_alone(folder, "d", scan)
+    mean = ((a + d) / 2).numpy()
+    spread = -(mean * np.log(np.maximum(mean, 1e-30))).sum(axis=0) / np.log(3)
+    back = record.orientation.inverse()
+    for name, expected in (("probability_high", mean[2]), ("entropy", spread)):
+        found = nib.load(tmp_path / "out" / f"scan_{name}.nii.gz").get_fdata()
+        np.testing.assert_allclose(found, back.apply(expected), atol=1e-3)
+    model = load(tmp_path / "set").giving(Products(("high",), entropy=True))
+    done = model.predict_to_file(scan, tmp_path / "disk" / "scan.nii.gz")
+    assert len(done.files) == 2
+    for file in done.files:
+        ours, plain = (
+            nib.load(path / file.name).get_fdata() for path in (file.parent, tmp_path / "out")
+        )
+        np.testing.assert_allclose(ours, plain, atol=1e-3)
+    with pytest.raises(SettingsError, match="of a mean on the scan's grid"):
+        model.giving(Products(disagreement=True))
 
 
 def test_the_mean_needs_the_same_labels(folder: Path, tmp_path: Path) -> None:
@@ -401,7 +425,7 @@ def test_the_command_line(
     expected = load(tmp_path / "set").predict(scan).labels
     np.testing.assert_array_equal(np.asarray(nib.load(mask).dataobj), expected)
     assert run(["predict", out, str(scan), "--out", str(tmp_path / "masks"), "--entropy"]) == 2
-    assert "expected a single model, got a set" in capsys.readouterr().err
+    assert "expected a single model (the first" in capsys.readouterr().err
     shared = ["--restore", "labels-nearest", "--spacing", "2,2,3", "--order", "1", "--json"]
     assert run(["make-set", str(folder / "a"), "--out", out, *shared]) == 0
     assert json.loads(capsys.readouterr().out)["members"] == 1
