@@ -281,6 +281,18 @@ class Model:
         more._lock, more._products = threading.Lock(), products
         return more
 
+    def wanting(self, labels: str | Sequence[str] | None) -> Model:
+        """The same model, without work that these labels do not need; a single one needs all.
+
+        Args:
+            labels: As in :meth:`predict`, which is to be given them, too.
+
+        Raises:
+            LabelError: The model has no such label.
+        """
+        segment.expected_labels(self.plan, labels)
+        return self
+
     def within(self, limits: Limits, *, skip_air: bool = False) -> Model:
         """The same model, held to limits of memory.
 

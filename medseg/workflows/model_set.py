@@ -84,6 +84,22 @@ class ModelSet(Model):
         limited._members = tuple(one.within(limits, skip_air=skip_air) for one in self._members)
         return limited
 
+    def wanting(self, labels: str | Sequence[str] | None) -> ModelSet:
+        """The same set without members that cannot change these labels.
+
+        Those are the first ones in the order of painting, up to the first that paints a wanted
+        label; later ones may paint over it.
+        """
+        names = set(segment.expected_labels(self.plan, labels).names)
+        places = self._file.members
+        own = [n for n, place in enumerate(places) if names & set(place.labels.values())]
+        if self._file.combine == "mean" or not own:
+            return self
+        fewer = copy.copy(self)
+        fewer._members = self._members[own[0] :]
+        fewer._file = self._file.model_copy(update={"members": places[own[0] :]})
+        return fewer
+
     def giving(self, products: Products) -> ModelSet:
         """The same set, which also gives probabilities and entropy of a mean.
 

@@ -17,7 +17,7 @@ from medseg.workflows.cases import Job, Source, find_cases, read_case_table
 from medseg.workflows.maps import map_path
 from medseg.workflows.options import PredictKeywords, PredictOptions
 from medseg.workflows.pipeline import Outcome, Pipeline
-from medseg.workflows.segment import expected_labels, paths_of
+from medseg.workflows.segment import paths_of
 from medseg.workflows.work import Work, mask_path, scan_path, told
 
 Progress = Callable[[int, int, str], None]
@@ -122,7 +122,7 @@ def load_models(model: str | Path | Model, device: str, options: PredictOptions)
     else:
         names = device_names(device)
         models = [load_model(model, name, backend=options.backend) for name in names]
-    expected_labels(models[0].plan, options.labels)
+    models = [one.wanting(options.labels) for one in models]
     products = options.products(models[0].labels)
     return [
         one.within(options.limits, skip_air=options.skip_air).giving(products) for one in models

@@ -129,6 +129,18 @@ def test_maps_choose_rename_and_unite(folder: Path, scan: Path, tmp_path: Path) 
     np.testing.assert_array_equal(found, painted((a > 0).astype(np.uint8), b, {7: 7}))
 
 
+def test_members_that_cannot_matter_do_not_run(folder: Path, scan: Path, tmp_path: Path) -> None:
+    make_set(tmp_path / "set", [folder / name for name in ("a", "b", "d")])
+    whole = load(tmp_path / "set").predict(scan).labels
+    # Low and high are of the first member and the last, left and right of the second.
+    for labels, members, values in (("left", 2, [3]), ("high", 3, [2]), (None, 3, [1, 2, 3, 4])):
+        done = predict(tmp_path / "set", scan, tmp_path / "out", labels=labels)["done"]["scan"]
+        found = np.asarray(nib.load(done).dataobj)
+        np.testing.assert_array_equal(found, np.where(np.isin(whole, values), whole, 0))
+        facts = json.loads((tmp_path / "out" / "scan.json").read_text())
+        assert len(facts["options"]["models"]) == members
+
+
 def test_members_that_agree_share_what_they_are_given(
     folder: Path, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
