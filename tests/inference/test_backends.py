@@ -167,10 +167,12 @@ def test_two_that_convert_at_once_do_not_disturb_each_other(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, x = plan_of(2), tiles(plan_of(2), 1)
+    # Networks are seeded one after another: the state of chance belongs to all threads.
+    both = [make("openvino", plan) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         # Neither finds what the other wrote, as two processes that start together.
         monkeypatch.setattr(openvino_backend, "_from_cache", lambda *_: None)
-        first, second = pool.map(lambda _: make("openvino", plan).for_work(1)[0](x), range(2))
+        first, second = pool.map(lambda made: made.for_work(1)[0](x), both)
     assert torch.equal(first, second)
     monkeypatch.undo()
     monkeypatch.setenv("MEDSEG_CACHE", str(cache))
