@@ -22,6 +22,7 @@ from medseg.cli.export import export_command
 from medseg.cli.import_nnunet import import_nnunet_command
 from medseg.cli.info import info_command
 from medseg.cli.make_set import make_set_command
+from medseg.cli.postprocess import postprocess_command
 from medseg.cli.predict import predict_command
 from medseg.cli.train import train_command
 from medseg.core.errors import Interrupted, MedsegError
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command("train")(train_command)
 app.command("predict")(predict_command)
 app.command("evaluate")(evaluate_command)
+app.command("postprocess")(postprocess_command)
 app.command("check")(check_command)
 app.command("convert")(convert_command)
 app.command("import-nnunet")(import_nnunet_command)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from medseg.core.errors import PackageError, SettingsError
 from medseg.core.labels import LabelSet
+from medseg.core.postprocess_step import PostprocessStep as PostprocessStep
 
 PLAN_FORMAT = 1
 
@@ -229,15 +230,6 @@ class InferencePlan(_Frozen):
     )
 
 
-class PostprocessStep(_Frozen):
-    """One step of the chain after the network."""
-
-    step: Literal["largest"]
-    label: str
-    connectivity: Literal[6, 18, 26] = 26
-    evidence: str = ""
-
-
 class Plan(_Frozen):
     """Everything that was decided."""
 
@@ -297,7 +289,7 @@ class Plan(_Frozen):
             raise ValueError("a 2D network needs a patch of (I, J, 1)")
         pairs = {name for pair in self.inference.left_right_pairs for name in pair}
         for key, names in (
-            ("postprocess", {step.label for step in self.postprocess}),
+            ("postprocess", {name for step in self.postprocess for name in step.names}),
             ("inference.left_right_pairs", pairs),
         ):
             strange = names - set(self.labels.names)

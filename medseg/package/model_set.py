@@ -102,7 +102,7 @@ class SetFile(BaseModel):
             whole = set(member.labels.values()) == names and len(member.labels) == len(names)
             if self.combine == "mean" and not whole:
                 raise ValueError(f"'mean' needs each label of the set once from {member.folder}")
-        if strange := sorted({step.label for step in self.postprocess} - names):
+        if strange := sorted({n for step in self.postprocess for n in step.names} - names):
             raise ValueError(f"postprocess names unknown labels: {strange}")
         return self
 

@@ -2,18 +2,107 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from medseg.core.errors import InputError, SettingsError
+from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSet
-from medseg.core.plan import PostprocessStep
-from medseg.postprocess.components import keep_largest
+from medseg.core.plan import PostprocessStep, describe
+from medseg.postprocess.components import Structure, keep_largest, remove_small
+from medseg.postprocess.places import keep_inside, keep_nearest
+from medseg.postprocess.shapes import close_label, fill_holes, open_label
+
+_ALONE = ("nearest", "inside")
+
+
+@dataclass(frozen=True)
+class StepChange:
+    """What steps of one kind did to a mask.
+
+    Attributes:
+        steps: As they are typed.
+        removed_mm3: Volume that each label lost, by name; labels that lost none are left out.
+        added_mm3: Volume that each label gained.
+    """
+
+    steps: tuple[str, ...]
+    removed_mm3: dict[str, float]
+    added_mm3: dict[str, float]
+
+
+def parse_steps(
+    text: str, labels: LabelSet, *, connectivity: int = 26
+) -> tuple[PostprocessStep, ...]:
+    """Read steps as they are typed: ``largest:liver; min-volume:lesion=50mm3; fill-holes:*``.
+
+    ``*`` means each label by itself, ``a+b`` both as one structure.
+
+    Args:
+        text: Steps with ``;`` between them.
+        labels: Of the masks; a label may be named by its value.
+        connectivity: Of all steps.
+
+    Raises:
+        SettingsError: A step is unknown, or lacks what it needs.
+        LabelError: A label is unknown.
+    """
+    found: list[PostprocessStep] = []
+    for part in filter(None, (piece.strip() for piece in text.split(";"))):
+        kind, _, rest = part.partition(":")
+        names, _, value = rest.rpartition("=") if "=" in rest else (rest, "", "")
+        structures = labels.names if names.strip() == "*" else [names]
+        for structure in structures:
+            first, *joined = _names_in(structure, labels)
+            facts: dict[str, Any] = {"step": kind.strip(), "label": first, "joined": joined}
+            try:
+                facts |= _value(kind.strip(), value.strip(), labels)
+                found.append(PostprocessStep(connectivity=connectivity, **facts))
+            except ValidationError as error:
+                raise SettingsError(
+                    f"step '{part}'", expected="a step such as largest:liver",
+                    got=describe(error),
+                ) from error  # fmt: skip
+    if not found:
+        raise SettingsError("steps", expected="steps such as largest:liver", got=f"'{text}'")
+    return tuple(found)
+
+
+def _names_in(text: str, labels: LabelSet) -> list[str]:
+    text = text.strip()
+    if text in labels.names:
+        return [text]
+    values = {str(label.value): label.name for label in labels.labels}
+    return [values.get(name) or labels.named(name).name for name in map(str.strip, text.split("+"))]
+
+
+def _value(kind: str, value: str, labels: LabelSet) -> dict[str, Any]:
+    """The field that the text behind ``=`` stands for."""
+    if not value:
+        return {}
+    if kind == "inside" or (kind == "nearest" and value.count(",") != 2):
+        return {"other": _names_in(value, labels)[0]}
+    if kind == "nearest":
+        return {"point_mm": [part.strip() for part in value.split(",")]}
+    if kind == "largest":
+        return {"count": value}
+    if kind == "min-volume":
+        return {"volume_mm3": value.removesuffix("mm3").strip()}
+    return {"radius_mm": value.removesuffix("mm").strip()}
 
 
 def apply_chain(
-    mask: NDArray[Any], steps: tuple[PostprocessStep, ...], labels: LabelSet
+    mask: NDArray[Any],
+    steps: tuple[PostprocessStep, ...],
+    labels: LabelSet,
+    *,
+    geometry: Geometry | None = None,
 ) -> NDArray[Any]:
     """Apply post-processing steps to a mask.
 
@@ -24,14 +113,107 @@ def apply_chain(
         mask: (I, J, K) mask values (not class indices). Not changed.
         steps: What to do, in order. Labels are named as in ``labels``.
         labels: What the values mean.
+        geometry: Where the voxels lie; steps that are told mm need it.
 
     Returns:
         The new mask; the given one itself when there is no step.
 
     Raises:
         LabelError: A step names a label that is not in the set.
+        InputError: The mask is not (I, J, K) integers, or a step lacks the geometry.
     """
-    for (_, connectivity), group in groupby(steps, key=lambda step: (step.step, step.connectivity)):
-        values = [labels.named(step.label).value for step in group]
-        mask = keep_largest(mask, values, connectivity=connectivity)
+    for group in _groups(steps):
+        mask = _applied(mask, group, labels, geometry)
     return mask
+
+
+def apply_with_changes(
+    mask: NDArray[Any], steps: tuple[PostprocessStep, ...], labels: LabelSet, geometry: Geometry
+) -> tuple[NDArray[Any], list[StepChange]]:
+    """As :func:`apply_chain`, and what each step did."""
+    changes = []
+    for group in _groups(steps):
+        after = _applied(mask, group, labels, geometry)
+        changed = mask != after
+        lost, gained = mask[changed], after[changed]
+        volume = geometry.voxel_volume_mm3
+        changes.append(
+            StepChange(
+                tuple(step.text for step in group),
+                *(
+                    {
+                        label.name: round(float(n) * volume, 3)
+                        for label in labels.labels
+                        if (n := np.count_nonzero(side == label.value))
+                    }
+                    for side in (lost, gained)
+                ),
+            )
+        )
+        mask = after
+    return mask, changes
+
+
+def _groups(steps: Sequence[PostprocessStep]) -> Iterator[list[PostprocessStep]]:
+    """Neighbouring steps that differ in their labels alone, each label once."""
+
+    def same(step: PostprocessStep) -> tuple[object, ...]:
+        return (step.step, step.connectivity, step.count, step.volume_mm3, step.radius_mm)
+
+    for _, run in groupby(steps, key=same):
+        group: list[PostprocessStep] = []
+        for step in run:
+            met = {name for other in group for name in other.structure}
+            if group and (step.step in _ALONE or met & set(step.structure)):
+                yield group
+                group = []
+            group.append(step)
+        yield group
+
+
+def _applied(
+    mask: NDArray[Any], group: list[PostprocessStep], labels: LabelSet, geometry: Geometry | None
+) -> NDArray[Any]:
+    step, connectivity = group[0], group[0].connectivity
+    structures: list[Structure] = [
+        tuple(labels.named(name).value for name in each.structure) for each in group
+    ]
+    values = [labels.named(each.label).value for each in group]
+    if step.step == "largest":
+        return keep_largest(mask, structures, connectivity=connectivity, count=step.count)
+    if step.step == "inside":
+        other = labels.named(step.other).value
+        return keep_inside(mask, structures[0], other=other, connectivity=connectivity)
+    if step.step == "fill-holes":
+        return fill_holes(mask, values)
+    if geometry is None:
+        raise InputError(
+            f"post-processing step '{step.text}'", expected="the geometry of the mask", got="none"
+        )
+    return _applied_in_mm(mask, group, structures, geometry, labels)
+
+
+def _applied_in_mm(
+    mask: NDArray[Any],
+    group: list[PostprocessStep],
+    structures: list[Structure],
+    geometry: Geometry,
+    labels: LabelSet,
+) -> NDArray[Any]:
+    step = group[0]
+    values = [labels.named(each.label).value for each in group]
+    if step.step == "fill-holes-slices":
+        return fill_holes(mask, values, slice_axis=geometry.orientation_to_ras().axes[2])
+    if step.step == "min-volume":
+        return remove_small(
+            mask, structures, volume_mm3=step.volume_mm3 or 0.0,
+            voxel_mm3=geometry.voxel_volume_mm3, connectivity=step.connectivity,
+        )  # fmt: skip
+    if step.step == "nearest":
+        other = labels.named(step.other).value if step.other else None
+        return keep_nearest(
+            mask, structures[0], geometry=geometry, point_mm=step.point_mm, other=other,
+            connectivity=step.connectivity,
+        )  # fmt: skip
+    change = open_label if step.step == "open" else close_label
+    return change(mask, values, radius_mm=step.radius_mm or 0.0, spacing_mm=geometry.spacing_mm)

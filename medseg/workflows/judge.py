@@ -101,8 +101,8 @@ def join_folds(run: Run, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
     """One package of all folds; a post-processing step stays where every fold chose it."""
     packages = [load_package(outcome["model"]) for outcome in outcomes]
     plan = packages[0].plan
-    chosen = [{(s.step, s.label) for s in package.plan.postprocess} for package in packages]
-    steps = tuple(s for s in plan.postprocess if all((s.step, s.label) in c for c in chosen))
+    chosen = [{(s.step, s.structure) for s in package.plan.postprocess} for package in packages]
+    steps = tuple(s for s in plan.postprocess if all((s.step, s.structure) in c for c in chosen))
     dice = [outcome["metrics"]["mean"]["dice"] for outcome in outcomes]
     means = {"folds": len(dice), "dice": float(np.mean(dice)), "dice_per_fold": dice}
     model = packages[0].model.model_copy(

@@ -141,9 +141,9 @@ def _shared_chain(
     """The post-processing of models whose mean is taken, where it is the same for all."""
     chains = [
         tuple(
-            step.model_copy(update={"label": names[step.label], "evidence": ""})
-            for step in package.plan.postprocess
-            if step.label in names
+            step.model_copy(update={"evidence": ""})
+            for step in (step.renamed(names) for step in package.plan.postprocess)
+            if step is not None
         )
         for package, names in zip(packages, maps, strict=True)
     ]

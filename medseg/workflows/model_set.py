@@ -246,7 +246,8 @@ class ModelSet(Model):
         for member, place, part in zip(members, self._file.members, parts, strict=True):
             labels = member.labels
             found = labels.to_values(member.infer(part, before_tiles=before_tiles))
-            mask = apply_chain(found, member.plan.postprocess, labels)
+            chain, grid = member.plan.postprocess, part.record.target
+            mask = apply_chain(found, chain, labels, geometry=grid)
             table = painting_table(place, labels, self.labels)
             depth = max(1, _SLAB_VALUES // prod(mask.shape[1:]))
             for start in range(0, len(mask), depth):
@@ -342,7 +343,7 @@ class ModelSet(Model):
         facts = [member._provenance(input_sha256) for member in self._members]
         file = self._file.model_dump(mode="json", include={"combine", "restore", "resampling"})
         models = [{"package_sha256": one["package_sha256"], **one["options"]} for one in facts]
-        chain = [f"{step.step}:{step.label}" for step in self._file.postprocess]
+        chain = [step.text for step in self._file.postprocess]
         return facts[0] | {
             "package_sha256": self.sha256,
             "members": sum(one["members"] for one in facts),

@@ -192,7 +192,8 @@ def finish(
         labels: Names of the labels to keep; None keeps all.
         provenance: To be kept with the mask.
     """
-    mask = apply_chain(plan.labels.to_values(classes), plan.postprocess, plan.labels)
+    grid = scan.geometry if geometry is None else geometry
+    mask = apply_chain(plan.labels.to_values(classes), plan.postprocess, plan.labels, geometry=grid)
     wanted = expected_labels(plan, labels)
     if len(wanted) < len(plan.labels):
         kept = np.zeros(max(plan.labels.values) + 1, dtype=mask.dtype)
@@ -201,7 +202,7 @@ def finish(
     own = geometry is None or geometry == scan.geometry
     return Prediction(
         mask,
-        scan.geometry if geometry is None else geometry,
+        grid,
         wanted,
         dict(provenance or {}),
         scan.forms if own else None,
@@ -305,7 +306,7 @@ def provenance_of(
         "options": {
             "step": plan.inference.step,
             "mirror_axes": list(plan.inference.mirror_axes),
-            "postprocess": [f"{step.step}:{step.label}" for step in plan.postprocess],
+            "postprocess": [step.text for step in plan.postprocess],
         },
         "use": "research only",
     }
