@@ -38,10 +38,11 @@ from medseg.core.errors import MissingPackageError
 from medseg.core.optional import require
 from medseg.core.settings import cache_folder
 from medseg.inference.backends import Backend, TorchBackend
+from medseg.inference.careful_norm import with_careful_norms
 from medseg.inference.machine import machine_facts
 from medseg.inference.tile import Agreement, agreement, sample_tile
 
-FORMAT = 1
+FORMAT = 2
 Triple = tuple[int, int, int]
 _FILES = ("model.xml", "model.bin")
 _UNUSED_DAYS, _LEFTOVER_DAYS = 90, 1
@@ -230,7 +231,7 @@ def _traced(ov: ModuleType, source: Source) -> Any:
         with _quiet(), torch.no_grad():
             # The tracer's own check would run the network three times more than ours does.
             trace: Any = torch.jit.trace
-            bare = _Bare(source.reference.network)
+            bare = _Bare(with_careful_norms(source.reference.network)).eval()
             traced = trace(bare, tile, check_trace=False, strict=False)
             model = ov.convert_model(traced, example_input=tile)
         model.reshape([-1, source.in_channels, *source.patch])
