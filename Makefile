@@ -17,7 +17,7 @@ NNUNET_IMAGES ?=
 PY = .venv/bin/python
 STAMP = .venv/medseg-installed
 
-.PHONY: help setup demo test acceptance bench clean
+.PHONY: help setup demo test acceptance bench bench-memory clean
 .DELETE_ON_ERROR:
 
 help:
@@ -53,6 +53,11 @@ bench: $(STAMP)
 		'$(NNUNET_MODEL)' '$(NNUNET_IMAGES)'; fi
 	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/check_dataset.py '$(DATASET)' --peer '$(PEER)'; \
 	else echo 'check against nnU-Net: make bench PEER=/its/python DATASET=/a/dataset'; fi
+
+# An hour on two cores: a scan of 512 x 512 x 2000, and 118 classes on 512 x 512 x 800.
+bench-memory: $(STAMP)
+	$(PY) benchmarks/huge_scan.py long
+	$(PY) benchmarks/huge_scan.py classes $(if $(PEER),--peer '$(PEER)')
 
 clean:
 	rm -rf .venv demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
