@@ -55,15 +55,28 @@ def windowed(voxels: NDArray[Any], modality: str) -> NDArray[np.uint8]:
     """Voxels (I, J, K) as 0 to 255, or (3, I, J, K) of a colour picture."""
     if voxels.ndim == 4 and voxels.shape[0] == 3 and voxels.dtype == np.uint8:
         return voxels
-    volume = np.nan_to_num(
-        (voxels[0] if voxels.ndim == 4 else voxels).astype(np.float32), posinf=0.0, neginf=0.0
-    )
-    # Every seventh voxel is enough for a window, and seven divides few row lengths.
-    sample = volume.ravel(order="K")[:: max(1, min(7, volume.size // 1000))]
+    volume = voxels[0] if voxels.ndim == 4 else voxels
+    return shaded(volume, window_of(volume, modality))
+
+
+def window_of(volume: NDArray[Any], modality: str) -> tuple[float, float]:
+    """What is shown black and what white of a volume (I, J, K), see ``CasePicture.modality``."""
+    # Every seventh voxel is enough for a window, and seven divides few row lengths; of large
+    # volumes a hundred thousand are.
+    stride = max(1, min(7, volume.size // 1000), volume.size // 100_003)
+    sample = volume.ravel(order="K")[::stride].astype(np.float32)
+    sample = np.nan_to_num(sample, posinf=0.0, neginf=0.0)
     low, high = (float(edge) for edge in np.percentile(sample, [1.0, 99.5]))
     if modality.upper() == "CT" or (not modality and float(sample.min()) < -500):
         low, high = _CT_WINDOW_HU
-    scaled: NDArray[np.float32] = np.clip((volume - low) / max(high - low, 1e-6), 0.0, 1.0)
+    return low, high
+
+
+def shaded(values: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:
+    """Values of any shape as 0 to 255; what is no number counts as 0."""
+    finite = np.nan_to_num(values.astype(np.float32), posinf=0.0, neginf=0.0)
+    low, high = window
+    scaled: NDArray[np.float32] = np.clip((finite - low) / max(high - low, 1e-6), 0.0, 1.0)
     return (scaled * 255).astype(np.uint8)
 
 
