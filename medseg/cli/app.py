@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from medseg.cli.check import check_command
+from medseg.cli.contours import contours_command
 from medseg.cli.convert import convert_command
 from medseg.cli.doctor import doctor_command
 from medseg.cli.evaluate import evaluate_command
@@ -22,8 +23,11 @@ from medseg.cli.export import export_command
 from medseg.cli.import_nnunet import import_nnunet_command
 from medseg.cli.info import info_command
 from medseg.cli.make_set import make_set_command
+from medseg.cli.measure import measure_command
+from medseg.cli.mesh import mesh_command
 from medseg.cli.postprocess import postprocess_command
 from medseg.cli.predict import predict_command
+from medseg.cli.preview import preview_command
 from medseg.cli.train import train_command
 from medseg.core.errors import Interrupted, MedsegError
 
@@ -51,6 +55,10 @@ app.command("check")(check_command)
 app.command("convert")(convert_command)
 app.command("import-nnunet")(import_nnunet_command)
 app.command("make-set")(make_set_command)
+app.command("measure")(measure_command)
+app.command("preview")(preview_command)
+app.command("contours")(contours_command)
+app.command("mesh")(mesh_command)
 app.command("export")(export_command)
 app.command("info")(info_command)
 app.command("doctor")(doctor_command)

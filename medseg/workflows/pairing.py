@@ -7,6 +7,7 @@ and is one case, by the id of the folder that it lies in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from medseg.core.errors import FileError, InputError
 from medseg.io.formats import case_name, find_scans
 
 _ORGAN_FOLDERS = frozenset({"segmentations", "segmentation", "masks", "labels", "organs"})
+# After the case id: the scan, maps, a folder with a mask per label, the picture.
+_COMPANION = re.compile(
+    r"_scan$|_probability_[\w.-]+$|_entropy$|_disagreement$|_labels/[^/]+$|_preview$"
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,16 @@ def index_by_case(place: Path, what: str, *, skip: Path | None = None) -> dict[s
                 got=f"{found[case].name} and {path.name}", cure="Move one of them away.",
             )  # fmt: skip
         found[case] = path
-    return found
+    return _without_companions(found) if what != "images" else found
+
+
+def _without_companions(found: dict[str, Path]) -> dict[str, Path]:
+    """Without what ``predict`` writes beside the mask of a case, which is no mask of a case."""
+
+    def is_companion(case: str) -> bool:
+        return any(case[: match.start()] in found for match in _COMPANION.finditer(case))
+
+    return {case: path for case, path in found.items() if not is_companion(case)}
 
 
 def _organ_cases(place: Path, *, every: bool) -> dict[str, OrganFiles]:

@@ -1,0 +1,43 @@
+"""``medseg contours``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg.cli.progress import progress_bar
+
+_SOME_FAILED = 3
+
+
+def contours_command(
+    masks: Annotated[Path, typer.Argument(metavar="MASKS", help="Folder of masks, or one mask.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for DIR/<case>.json.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="json (mm); of pictures also geojson, svg, coco.")
+    ] = "json",
+    plane: Annotated[str, typer.Option(help="axial, coronal or sagittal.")] = "axial",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cases at once; one per core by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """Write the outlines of masks, slice by slice, as polygons with holes.
+
+    Example: medseg contours masks --out outlines --format json
+    """
+    from medseg.workflows.surfaces import make_contours
+
+    with progress_bar("contours") as progress:
+        result = make_contours(
+            masks, out, kind=kind, plane=plane, workers=workers, progress=progress
+        )
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        typer.echo(f"{len(result['cases'])} masks: {out}")
+    if result["failed"]:
+        raise typer.Exit(_SOME_FAILED)
