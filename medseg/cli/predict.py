@@ -72,6 +72,25 @@ def predict_command(
     maps_as: Annotated[
         str, typer.Option("--maps-as", help="Numbers in those files: uint8 or float16.")
     ] = "uint8",
+    per_label: Annotated[
+        bool, typer.Option("--per-label", help="Also a mask for each label.")
+    ] = False,
+    contours: Annotated[
+        bool, typer.Option("--contours", help="Also outlines, in the --contour-format.")
+    ] = False,
+    contour_format: Annotated[
+        str, typer.Option("--contour-format", help="json; of pictures also geojson, svg, coco.")
+    ] = "json",
+    meshes: Annotated[
+        bool, typer.Option("--meshes", help="Also surfaces, in the --mesh-format.")
+    ] = False,
+    mesh_format: Annotated[
+        str, typer.Option("--mesh-format", help="stl, ply, obj, vtp, or glb for one scene.")
+    ] = "stl",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also a table: volumes, diameters, intensities.")
+    ] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Also a picture.")] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try scans again that failed before.")
     ] = False,
@@ -109,7 +128,9 @@ def predict_command(
             "series": series, "accept_gaps": accept_gaps, "grid": grid, "save_scan": save_scan,
             "backend": backend, "ring": ring, "skip_air": skip_air,
             "probabilities": probabilities, "entropy": entropy, "disagreement": disagreement,
-            "maps_as": maps_as,
+            "maps_as": maps_as, "per_label": per_label,
+            "contours": contour_format if contours else "",
+            "meshes": mesh_format if meshes else "", "measure": measure, "preview": preview,
             "max_memory_bytes": _bytes(max_memory, "--max-memory"),
             "max_device_memory_bytes": _bytes(max_device_memory, "--max-device-memory"),
         }  # fmt: skip

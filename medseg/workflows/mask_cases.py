@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from medseg.workflows.postprocess import read_names_or_none
 _LOG = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
-# UTF-8 takes up to four bytes a letter, and file systems give a name 255.
-_LONGEST_WORD = 50
 
 
 @dataclass(frozen=True)
@@ -209,19 +206,6 @@ def for_each(
         {case: done[case] for case in order if case in done},
         {case: failed[case] for case in order if case in failed},
     )
-
-
-def file_words(labels: LabelSet) -> dict[int, str]:
-    """A word for each label value that a file can be named by; no two are alike."""
-    words: dict[int, str] = {}
-    taken: set[str] = set()
-    for label in labels.labels:
-        word = re.sub(r"[^\w.-]+", "_", label.name).strip(".")[:_LONGEST_WORD] or "label"
-        if word.casefold() in taken:
-            word = f"{word}_{label.value}"
-        taken.add(word.casefold())
-        words[label.value] = word
-    return words
 
 
 def _holds(folder: Path, case: str) -> bool:

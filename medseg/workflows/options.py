@@ -12,6 +12,7 @@ from medseg.core.errors import SettingsError
 from medseg.core.labels import LabelSet
 from medseg.inference.memory import Limits, Ring
 from medseg.inference.products import Products
+from medseg.workflows.output_options import Outputs
 from medseg.workflows.segment import check_grid
 
 Backend = str
@@ -36,6 +37,11 @@ class PredictKeywords(TypedDict, total=False):
     entropy: bool
     disagreement: bool
     maps_as: str
+    per_label: bool
+    contours: str
+    meshes: str
+    measure: bool
+    preview: bool
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class PredictOptions:
         maps_as: Numbers in those files: ``"uint8"``, in steps of 1/255, or ``"float16"``, in a
             float32 file, since NIfTI has none.
         skip_air: Leave tiles of pure background out.
+        per_label: With ``contours``, ``meshes``, ``measure`` and ``preview``: files to be
+            written beside the mask, see :class:`~medseg.workflows.output_options.Outputs`.
 
     Raises:
         SettingsError: A value is none of those above.
@@ -82,9 +90,15 @@ class PredictOptions:
     entropy: bool = False
     disagreement: bool = False
     maps_as: str = "uint8"
+    per_label: bool = False
+    contours: str = ""
+    meshes: str = ""
+    measure: bool = False
+    preview: bool = False
 
     def __post_init__(self) -> None:
         check_grid(self.grid)
+        _ = self.outputs  # tells of formats that there are not
         if self.ring not in get_args(Ring):
             raise SettingsError("--ring", expected=", ".join(get_args(Ring)), got=str(self.ring))
         if self.maps_as not in ("uint8", "float16"):
@@ -99,6 +113,11 @@ class PredictOptions:
     def limits(self) -> Limits:
         """Of memory."""
         return Limits(self.max_memory_bytes, self.max_device_memory_bytes, self.ring)
+
+    @property
+    def outputs(self) -> Outputs:
+        """What is written beside the mask."""
+        return Outputs(self.per_label, self.contours, self.meshes, self.measure, self.preview)
 
     def products(self, labels: LabelSet) -> Products:
         """What is to be made beside labels.
@@ -134,6 +153,7 @@ class PredictOptions:
             "save_scan": self.save_scan,
             "ring": self.ring,
             "skip_air": self.skip_air,
+            **({"outputs": self.outputs.of_result()} if self.outputs.any else {}),
             **(maps if self.probabilities or self.entropy or self.disagreement else {}),
         }
 

@@ -6,14 +6,13 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.core.errors import SettingsError
 from medseg.core.geometry import Geometry
 from medseg.core.labels import Label, LabelSet
 from medseg.core.results import Figure, Measurements, Prediction
@@ -26,61 +25,12 @@ from medseg.io.contours import (
     write_contours_svg,
 )
 from medseg.io.formats import write_mask
-from medseg.io.mesh import MESH_SUFFIXES, write_meshes
+from medseg.io.mesh import write_meshes
 from medseg.postprocess.contours import contours
 from medseg.postprocess.measurements import measure
 from medseg.postprocess.surfaces import MeshOptions, meshes
 from medseg.report.previews import draw_preview, png_of
-from medseg.workflows.mask_cases import file_words
-
-CONTOUR_FORMATS = tuple(CONTOUR_SUFFIXES)
-MESH_FORMATS = tuple(suffix.removeprefix(".") for suffix in MESH_SUFFIXES)
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What is wanted beside a mask ``DIR/<case>.nii.gz``.
-
-    Attributes:
-        per_label: ``DIR/<case>_labels/<label>.nii.gz``, a mask of 0 and 1 for each label.
-        contours: Format of ``DIR/<case>_contours.json``: ``"json"``, of pictures also
-            ``"geojson"``, ``"svg"``, ``"coco"``; "" for none.
-        meshes: Format of ``DIR/<case>_meshes/<label>.stl``: ``"stl"``, ``"ply"``, ``"obj"``,
-            ``"vtp"``, or ``"glb"`` for one scene ``DIR/<case>_meshes.glb``; "" for none.
-        measure: ``DIR/<case>_measurements.csv``.
-        preview: ``DIR/<case>_preview.png``.
-
-    Raises:
-        SettingsError: There is no such format.
-    """
-
-    per_label: bool = False
-    contours: str = ""
-    meshes: str = ""
-    measure: bool = False
-    preview: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("--contours", self.contours, CONTOUR_FORMATS), ("--meshes", self.meshes, MESH_FORMATS),
-        ):  # fmt: skip
-            if value and value not in known:
-                raise SettingsError(name, expected=", ".join(known), got=repr(value))
-
-    @property
-    def any(self) -> bool:
-        """Whether anything is wanted."""
-        return self != Outputs()
-
-    @property
-    def need_scan(self) -> bool:
-        """Whether the intensities of the scan are needed."""
-        return self.measure or self.preview
-
-    def of_result(self) -> dict[str, Any]:
-        """What is wanted, as plain JSON; empty where nothing is."""
-        given = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {name: value for name, value in given.items() if value}
+from medseg.workflows.output_options import Outputs, beside, file_words, stem_of
 
 
 def write_outputs(
@@ -129,16 +79,11 @@ def write_outputs(
         write_text(files[-1], table_of(found.columns, found.rows))
     if wanted.preview:
         picture = draw_preview(
-            mask, geometry, labels, voxels=voxels, title=_stem(mask_path), modality=modality
+            mask, geometry, labels, voxels=voxels, title=stem_of(mask_path), modality=modality
         )
         files.append(beside(mask_path, "_preview.png"))
         write_bytes(files[-1], png_of(picture))
     return files
-
-
-def beside(mask_path: Path, ending: str) -> Path:
-    """``DIR/case.nii.gz`` and ``"_preview.png"`` to ``DIR/case_preview.png``."""
-    return mask_path.with_name(f"{_stem(mask_path)}{ending}")
 
 
 def write_per_label(prediction: Prediction, folder: Path, *, workers: int = 1) -> list[Path]:
@@ -229,7 +174,3 @@ def _cell(figure: Figure) -> str:
     if figure is None:
         return ""
     return f"{figure:.7g}" if isinstance(figure, float) else str(figure)
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")

@@ -188,6 +188,7 @@ def _refuse_to_overwrite(
         mask = mask_path(out, case)
         beside = [map_path(mask, name) for name in products.names]
         beside += [scan_path(out, case)] if options.save_scan else []
+        beside += options.outputs.paths(mask, labels)
         for written in (mask, *beside):
             if written.resolve() in scans:
                 raise InputError(

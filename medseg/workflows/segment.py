@@ -247,15 +247,18 @@ def save_scan(source: ScanLike, plan: Plan, prediction: Prediction, path: Path) 
     Raises:
         OutputError: It cannot be written.
     """
+    write_nifti_scan(path, voxels_of(source, plan, prediction), prediction.geometry)
+
+
+def voxels_of(source: ScanLike, plan: Plan, prediction: Prediction) -> NDArray[Any]:
+    """The voxels (C, I, J, K) of a scan on the grid of its mask."""
     if prediction.slices is not None and not prediction.slices.even and isinstance(source, Study):
-        voxels = read_slices(wanted_series(source, plan))
-        write_nifti_scan(path, voxels, prediction.geometry)
-        return
+        return read_slices(wanted_series(source, plan))
     scan = read(source, plan)
     voxels = scan.voxels()
     if scan.geometry != prediction.geometry:
         voxels = made_regular(finite_voxels(scan), scan.geometry)[0].numpy()
-    write_nifti_scan(path, voxels, prediction.geometry)
+    return voxels
 
 
 def write(prediction: Prediction, path: Path) -> None:

@@ -20,7 +20,8 @@ from medseg.workflows.mask_cases import (
     keep_inputs,
     read_mask_case,
 )
-from medseg.workflows.outputs import Outputs, write_outlines, write_surfaces
+from medseg.workflows.output_options import Outputs
+from medseg.workflows.outputs import write_outlines, write_surfaces
 
 
 def make_meshes(

@@ -24,6 +24,7 @@ from medseg.workflows.segment import (
     save_scan,
     settled,
     sidecar_of,
+    voxels_of,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Written:
     """A case that is done: its files, the mask first.
 
     Attributes:
-        files: The mask, its sidecar, the scan, maps.
+        files: The mask, its sidecar, the scan, maps, and what is made of the mask.
         provenance: As in the sidecar.
         seconds: Of phases that ran as one.
     """
@@ -105,8 +106,10 @@ class Work:
         model, case = self.models[0], job[0]
         source = settled(job[1], model.plan)
         scan = self._with_header(source)
-        # A scan that is to be written too must be held anyway.
-        large = scan is not None and not self.options.save_scan and model.must_stream(scan)
+        # A scan that is to be written too must be held anyway, and so must a mask of which
+        # more is made.
+        held = self.options.save_scan or self.options.outputs.any
+        large = scan is not None and not held and model.must_stream(scan)
         if scan is None or not large:
             scan = reader.read(scan or source, model.plan)
         return Opened(case, source, scan, tuple(input_hashes(source, model.plan)), large)
@@ -127,12 +130,13 @@ class Work:
         if opened.above_memory:
             return opened
         source, scan = opened.source, opened.scan
+        self.options.outputs.check(scan.geometry, opened.case)
         prepared = self.models[0].prepare(source, grid=self.options.grid, scan=scan)
         prepared = replace(prepared, scan=replace(scan, load=_gone, load_slabs=None))
         # Slices that were bridged are written as they are, so read once more; else the scan
         # is at hand.
         bridged = prepared.record.slices is not None
-        kept = self.options.save_scan and not bridged
+        kept = (self.options.save_scan or self.options.outputs.need_scan) and not bridged
         return Ready(scan if kept else source, prepared, opened.input_sha256)
 
     def is_small(self, ready: Ready | Opened) -> bool:
@@ -182,8 +186,24 @@ class Work:
             save_scan(ready.source, self.models[0].plan, result.prediction, files[-1])
         for maps in ready.prepared.maps:
             files += maps.write(mask, result.prediction)
+        files += self._besides(mask, ready, result)
         result.save(mask)
         return Written(files, result.provenance)
+
+    def _besides(self, mask: Path, ready: Ready, result: Result) -> list[Path]:
+        """What is made of the mask."""
+        wanted, plan = self.options.outputs, self.models[0].plan
+        if not wanted.any:
+            return []
+        # Contours, meshes and pictures take a while to load.
+        from medseg.workflows.outputs import write_outputs
+
+        prediction = result.prediction
+        voxels = voxels_of(ready.source, plan, prediction) if wanted.need_scan else None
+        return write_outputs(
+            prediction, mask, wanted, voxels=voxels, modality=plan.modality,
+            channels=[channel.name for channel in plan.channels],
+        )  # fmt: skip
 
 
 def mask_path(out: Path, case: str) -> Path:

@@ -15,9 +15,10 @@ from medseg.core.errors import GeometryError, InputError, LabelError, SettingsEr
 from medseg.core.labels import LabelSet
 from medseg.core.results import Prediction
 from medseg.io.formats import read_mask, write_mask
-from medseg.workflows.mask_cases import file_words, find_mask_cases
+from medseg.workflows.mask_cases import find_mask_cases
 from medseg.workflows.measure import measure
-from medseg.workflows.outputs import Outputs, write_outputs
+from medseg.workflows.output_options import Outputs, file_words
+from medseg.workflows.outputs import write_outputs
 from medseg.workflows.pairing import index_by_case
 from medseg.workflows.preview import preview
 from medseg.workflows.surfaces import make_contours, make_meshes
@@ -134,6 +135,7 @@ def test_everything_beside_a_mask(tmp_path: Path) -> None:
     voxels = blobs(SHAPE)[0][None]
     files = write_outputs(made_of, path, wanted, voxels=voxels, workers=2)
     write_mask(path, made_of)
+    assert set(files) <= set(wanted.paths(path, made_of.label_set))
     assert sorted(files) == sorted(p for p in tmp_path.rglob("*") if p.is_file() and p != path)
     assert made(tmp_path / "deep") == [
         "case 1.nii.gz", "case 1_contours.json",
