@@ -46,6 +46,8 @@ bench: $(STAMP)
 	$(PY) benchmarks/nifti_io.py
 	$(PY) benchmarks/dicom_read.py
 	$(PY) benchmarks/metrics.py
+	$(PY) benchmarks/meshes.py
+	$(PY) benchmarks/previews.py
 	$(PY) benchmarks/forward.py
 	$(PY) benchmarks/sliding_window.py
 	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/restore.py --peer '$(PEER)'; fi
