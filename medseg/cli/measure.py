@@ -29,6 +29,9 @@ def measure_command(
     labels: Annotated[
         str | None, typer.Option(help="Measure only these, for example liver,spleen.")
     ] = None,
+    radiomics: Annotated[
+        bool, typer.Option("--radiomics", help="Also the features of the package pyradiomics.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Cases at once; one per core by default.")
     ] = None,
@@ -43,7 +46,10 @@ def measure_command(
     from medseg.workflows.measure import measure
 
     with progress_bar("measure") as progress:
-        result = measure(scans, masks, out, labels=labels, workers=workers, progress=progress)
+        result = measure(
+            scans, masks, out, labels=labels, radiomics=radiomics, workers=workers,
+            progress=progress,
+        )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:

@@ -76,7 +76,7 @@ def write_outputs(
     if wanted.measure:
         found = measure(mask, geometry, labels, voxels=voxels, channels=channels, workers=workers)
         files.append(beside(mask_path, "_measurements.csv"))
-        write_text(files[-1], table_of(found.columns, found.rows))
+        write_text(files[-1], table_of(found.columns, _true_volumes(found.rows, prediction)))
     if wanted.preview:
         picture = draw_preview(
             mask, geometry, labels, voxels=voxels, title=stem_of(mask_path), modality=modality
@@ -84,6 +84,19 @@ def write_outputs(
         files.append(beside(mask_path, "_preview.png"))
         write_bytes(files[-1], png_of(picture))
     return files
+
+
+def _true_volumes(
+    rows: Sequence[Mapping[str, Figure]], prediction: Prediction
+) -> list[dict[str, Figure]]:
+    """Rows in which planes at uneven distances count with their own thickness."""
+    if prediction.slices is None or prediction.slices.even:
+        return [dict(row) for row in rows]
+    volumes_ml = prediction.volumes_ml()
+    return [
+        {**row, "volume_ml": volumes_ml[str(row["label"])]} if row["voxels"] else dict(row)
+        for row in rows
+    ]
 
 
 def write_per_label(prediction: Prediction, folder: Path, *, workers: int = 1) -> list[Path]:

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
-from medseg.core.errors import GeometryError, InputError, LabelError, SettingsError
+from medseg.core.errors import (
+    GeometryError,
+    InputError,
+    LabelError,
+    MissingPackageError,
+    SettingsError,
+)
 from medseg.core.labels import LabelSet
 from medseg.core.results import Prediction
+from medseg.core.slices import SlicePlaces
 from medseg.io.formats import read_mask, write_mask
 from medseg.workflows.mask_cases import find_mask_cases
 from medseg.workflows.measure import measure
@@ -176,3 +188,47 @@ def test_two_files_belong_together_whatever_they_are_called(tmp_path: Path) -> N
     assert (case.case, case.scan) == ("y", scan)
     result = measure(scan, mask)
     assert [row["label"] for row in result["rows"]] == ["1", "2"]
+
+
+class StandIn:
+    """What pyradiomics has that is used here: ``execute(image, mask, label=...)``."""
+
+    def execute(self, image: Any, mask: Any, *, label: int) -> dict[str, Any]:
+        inside = sitk.GetArrayFromImage(mask) == label
+        if inside.sum() < 2:
+            raise ValueError("mask has too few dimensions")
+        assert image.GetOrigin() == mask.GetOrigin()
+        mean = sitk.GetArrayFromImage(image)[inside].mean()
+        return {"diagnostics_Versions": "3", "original_firstorder_Mean": np.array(mean)}
+
+
+def test_radiomics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    voxels, mask = blobs(SHAPE)
+    mask[0, 0, 0] = 3
+    scan = write_nifti(tmp_path / "s" / "x.nii.gz", voxels, oblique_affine())
+    masks = write_nifti(tmp_path / "m" / "x.nii.gz", mask, oblique_affine())
+    monkeypatch.setitem(sys.modules, "radiomics", None)
+    with pytest.raises(MissingPackageError, match="radiomics"):
+        measure(scan, masks, radiomics=True)
+    package, inner = ModuleType("radiomics"), ModuleType("radiomics.featureextractor")
+    inner.RadiomicsFeatureExtractor = StandIn  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "radiomics", package)
+    monkeypatch.setitem(sys.modules, "radiomics.featureextractor", inner)
+    rows = measure(scan, masks, radiomics=True)["rows"]
+    for row in rows[:2]:
+        assert row["original_firstorder_Mean"] == pytest.approx(row["mean"])
+    assert "original_firstorder_Mean" not in rows[2]
+    assert not any(name.startswith("diagnostics") for name in rows[0])
+
+
+def test_uneven_slices_count_with_their_thickness(tmp_path: Path) -> None:
+    made_of = prediction({1: "low", 2: "high"})
+    along_mm = (*np.arange(8) * 3.5, *(28.0 + np.arange(8) * 7.0))
+    places = SlicePlaces(tuple(z / 3.5 for z in along_mm), along_mm, ((0.0, 0.0, 0.0),) * 16)
+    uneven = replace(made_of, slices=places)
+    write_outputs(uneven, tmp_path / "x.nii.gz", Outputs(measure=True))
+    with (tmp_path / "x_measurements.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    expected = uneven.volumes_ml()
+    assert expected["low"] > 1.2 * made_of.volumes_ml()["low"]
+    assert float(rows[0]["volume_ml"]) == pytest.approx(expected["low"], rel=1e-6)
