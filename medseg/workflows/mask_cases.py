@@ -73,8 +73,8 @@ def find_mask_cases(masks: str | Path, scans: str | Path | None = None) -> list[
     if scans is None:
         return [MaskCase(case, path) for case, path in found.items()]
     scans = Path(scans)
-    if masks.is_file() and (scans.is_file() or not _holds(scans, next(iter(found)))):
-        # Two that the user names belong together, whatever they are called; DICOM is a folder.
+    if len(found) == 1 and (scans.is_file() or not _holds(scans, next(iter(found)))):
+        # One of each belongs together, whatever they are called; DICOM is a folder, too.
         case, path = next(iter(found.items()))
         return [MaskCase(case, path, scans)]
     images = index_by_case(scans, "images")
