@@ -316,6 +316,8 @@ def test_functions_take_what_commands_take(name: str) -> None:
         # The ledger's, which ``predict_batch`` takes.
         known |= {field.name for field in dataclasses.fields(BatchOptions)}
         known |= {"max_memory", "max_device_memory", "verbose"}  # in words, and the log
+        # From Python a format is the value itself: contours="json", meshes="stl".
+        known |= {"contour_format", "mesh_format"}
     options = {
         (p.opts[0].lstrip("-").replace("-", "_") if p.param_type_name == "option" else p.name)
         for p in command.params
