@@ -16,8 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +23,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from medseg.core.errors import OutputError, PackageError
+from medseg.core.errors import PackageError
 from medseg.core.labels import LabelSet
 from medseg.core.plan import Order, Plan, PostprocessStep, describe, edited, refuse_newer
-from medseg.package.package import ModelPackage, bytes_of, load_package, save_package, swap
+from medseg.package.package import ModelPackage, bytes_of, load_package, save_package, write_whole
 
 SET_FORMAT = 1
 _LISTING = re.compile(r"(?P<sha256>[0-9a-f]{64})  (?P<name>set\.json|members/\w[\w-]*/checksums)")
@@ -172,22 +170,7 @@ def save_set(folder: Path, file: SetFile, members: Sequence[ModelPackage]) -> st
         OutputError: The folder cannot be written, or the disk is full.
     """
     _check_members(file, [member.plan for member in members], str(folder))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".medseg-set-", dir=folder.parent))
-        try:
-            sha256 = _fill(staging, file, members)
-            staging.chmod(0o755)
-            swap(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(
-            f"writing {folder}",
-            got=error.strerror or str(error),
-            cure="Free some space or choose another --out.",
-        ) from error
-    return sha256
+    return write_whole(folder, lambda staging: _fill(staging, file, members))
 
 
 def load_set(folder: str | Path) -> ModelSetPackage:

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,11 +118,27 @@ def save_package(
     Raises:
         OutputError: The folder cannot be written, or the disk is full.
     """
+    return write_whole(folder, lambda staging: _fill(staging, model, members, previous))
+
+
+def write_whole(folder: Path, fill: Callable[[Path], str]) -> str:
+    """Write a folder, whole or not at all; one that stood there is replaced at the end.
+
+    Args:
+        folder: Where it will stand.
+        fill: Writes all of it into a folder that it is given; returns its hash.
+
+    Returns:
+        The hash.
+
+    Raises:
+        OutputError: The folder cannot be written, or the disk is full.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".medseg-model-", dir=folder.parent))
         try:
-            sha256 = _fill(staging, model, members, previous)
+            sha256 = fill(staging)
             staging.chmod(0o755)
             swap(staging, folder)
         finally:
