@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,25 @@ class _Box:
     centre: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Portion:
+    """Which samples of a step a process takes, and how many parts they come in.
+
+    A step has ``batch_size * processes * parts`` samples. What chance decides for each of them
+    depends on its number in the step alone, so that other processes and parts that make as many
+    samples learn from the same ones.
+
+    Attributes:
+        process: Whose samples.
+        processes: That share a step.
+        parts: Batches of each process that make one step.
+    """
+
+    process: int = 0
+    processes: int = 1
+    parts: int = 1
+
+
 class Batches:
     """Training batches of a plan over cached cases.
 
@@ -60,6 +80,7 @@ class Batches:
         seed: With the step it decides every draw.
         device: Where patches are resampled and varied, the whole batch at once.
         workers: Threads that read ahead; 0 reads when asked (best on a CPU that also trains).
+        portion: Of each step.
     """
 
     def __init__(
@@ -70,42 +91,54 @@ class Batches:
         seed: int,
         device: torch.device,
         workers: int = 0,
+        portion: Portion | None = None,
     ) -> None:
         self.cases, self.plan, self.seed = list(cases), plan, seed
+        self.portion = portion or Portion()
         self.device, self.workers = device, workers
         self.waited_s = 0.0
         self._spacing = np.array([side or 1.0 for side in plan.spacing_mm])
 
-    def draw(self, step: int) -> list[Draw]:
-        """Decide all samples of a step."""
-        return [self._draw_sample(step, n) for n in range(self.plan.training.batch_size)]
+    @property
+    def step_size(self) -> int:
+        """Samples of a step, of all processes and parts."""
+        lot = self.portion
+        return self.plan.training.batch_size * lot.processes * lot.parts
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (N, C, *patch) float32 and labels (N, *patch) int64 of a step."""
-        draws = self.draw(step)
+    def draw(self, step: int, part: int = 0) -> list[Draw]:
+        """Decide the samples of a part of a step."""
+        lot = self.portion
+        size = self.plan.training.batch_size
+        # Dealt out in turn: the last samples of a step hold foreground, and each part needs some.
+        numbers = [(n * lot.parts + part) * lot.processes + lot.process for n in range(size)]
+        return [self._draw_sample(step, number) for number in numbers]
+
+    def batch(self, step: int, part: int = 0) -> tuple[Tensor, Tensor]:
+        """Images (N, C, *patch) float32 and labels (N, *patch) int64 of a part of a step."""
+        draws = self.draw(step, part)
         return self._finish(draws, [self._read(draw) for draw in draws])
 
     def iterate(self, first_step: int) -> Generator[tuple[Tensor, Tensor]]:
-        """Batches from a step on, without end; time spent waiting adds up in ``waited_s``."""
-        if self.workers == 0:
-            step = first_step
-            while True:
-                started = time.perf_counter()
-                ready = self.batch(step)
-                self.waited_s += time.perf_counter() - started
-                yield ready
-                step += 1
-        yield from self._iterate_ahead(first_step)
+        """Batches from a step on, part by part, without end.
 
-    def _iterate_ahead(self, first_step: int) -> Generator[tuple[Tensor, Tensor]]:
+        Time spent waiting adds up in ``waited_s``.
+        """
+        places = ((step, part) for step in count(first_step) for part in range(self.portion.parts))
+        if self.workers > 0:
+            yield from self._iterate_ahead(places)
+        for step, part in places:
+            started = time.perf_counter()
+            ready = self.batch(step, part)
+            self.waited_s += time.perf_counter() - started
+            yield ready
+
+    def _iterate_ahead(self, places: Iterator[tuple[int, int]]) -> Generator[tuple[Tensor, Tensor]]:
         with ThreadPoolExecutor(self.workers) as pool:
             queue: deque[tuple[list[Draw], list[Future[_Box]]]] = deque()
-            step = first_step
             while True:
                 while len(queue) < _AHEAD:
-                    draws = self.draw(step)
+                    draws = self.draw(*next(places))
                     queue.append((draws, [pool.submit(self._read, draw) for draw in draws]))
-                    step += 1
                 draws, futures = queue.popleft()
                 started = time.perf_counter()
                 boxes = [future.result() for future in futures]
@@ -115,7 +148,7 @@ class Batches:
     def _draw_sample(self, step: int, sample: int) -> Draw:
         training = self.plan.training
         rng = np.random.default_rng([self.seed, step, sample])
-        index = self._case_at(step * training.batch_size + sample)
+        index = self._case_at(step * self.step_size + sample)
         case = self.cases[index]
         variation = draw_variation(
             rng,
@@ -133,11 +166,11 @@ class Batches:
         return Draw(index, start + (patch - 1) / 2, variation)
 
     def _wants_foreground(self, rng: np.random.Generator, sample: int) -> bool:
-        """The last samples of a batch, so that each batch holds its share; one alone by chance."""
-        count, share = self.plan.training.batch_size, self.plan.training.foreground_share
-        if count == 1:
+        """The last samples of a step, so that each step holds its share; one alone by chance."""
+        size, share = self.step_size, self.plan.training.foreground_share
+        if size == 1:
             return bool(rng.random() < share)
-        return sample >= count - round(count * share)
+        return sample >= size - round(size * share)
 
     def _case_at(self, number: int) -> int:
         """The n-th case ever drawn: each case once per round, each round in its own order."""
