@@ -1,4 +1,4 @@
-"""Plan: what was decided from the data; Fingerprint: what was found in them.
+"""Fingerprint and Plan: what was found in the data, and what was decided from it.
 
 A plan is all that is needed, beside weights, to segment a scan. Its JSON is read and
 edited by people, so each field says its unit, and ``reasons`` says why it was chosen.
@@ -15,23 +15,16 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medseg.core.errors import PackageError, SettingsError
-from medseg.core.fingerprint import ChannelFacts as ChannelFacts
-from medseg.core.fingerprint import Fingerprint as Fingerprint
-from medseg.core.label_scheme import LabelScheme
 from medseg.core.labels import LabelSet
-from medseg.core.loss_plan import BACKGROUND, LossPlan
+from medseg.core.network_plan import MOST_STAGES as MOST_STAGES
+from medseg.core.network_plan import NetworkPlan as NetworkPlan
+from medseg.core.network_plan import Sides
+from medseg.core.network_plan import Triple as Triple
 from medseg.core.postprocess_step import PostprocessStep as PostprocessStep
 
 PLAN_FORMAT = 1
 
-Triple = tuple[int, int, int]
 Spacing = tuple[float | None, float | None, float | None]
-_Side = Annotated[int, Field(ge=1)]
-_Sides = tuple[_Side, _Side, _Side]
-# Far beyond any network; what a damaged or wicked plan asks for beyond is refused.
-_Width = Annotated[int, Field(ge=1, le=1 << 20)]
-_Count = Annotated[int, Field(ge=1, le=64)]
-MOST_STAGES = 16
 _Word = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^\S(.*\S)?$")]
 _Step = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
 Normalisation = Literal[
@@ -42,6 +35,32 @@ Order = Literal[0, 1, 3]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ChannelFacts(_Frozen):
+    """Intensities of one channel, over foreground and over all voxels of the training cases."""
+
+    name: str
+    modality: str
+    foreground_mean: float
+    foreground_std: float
+    percentile_00_5: float
+    percentile_99_5: float
+    zero_share: float = Field(ge=0, le=1, description="Share of voxels that are exactly 0.")
+
+
+class Fingerprint(_Frozen):
+    """What the training cases look like. Holds no name of a case."""
+
+    cases: int
+    two_dimensional: bool
+    median_spacing_mm: tuple[float, float, float]
+    low_spacing_mm: tuple[float, float, float]
+    median_shape: Triple
+    max_shape: Triple
+    channels: tuple[ChannelFacts, ...]
+    label_voxel_share: dict[str, float]
+    label_cases: dict[str, int]
 
 
 class ChannelPlan(_Frozen):
@@ -72,64 +91,6 @@ class ChannelPlan(_Frozen):
         return self
 
 
-class NetworkPlan(_Frozen):
-    """A network by name and size; one entry per resolution stage, finest first."""
-
-    name: str = "unet"
-    spatial_dims: Literal[2, 3]
-    in_channels: int = Field(ge=1)
-    classes: int = Field(ge=1, description="Labels and background; with regions the regions.")
-    features: tuple[_Width, ...] = Field(
-        min_length=2, max_length=MOST_STAGES, description="Channels of each stage."
-    )
-    strides: tuple[_Sides, ...] = Field(description="Step into each stage; (1, 1, 1) first.")
-    kernels: tuple[_Sides, ...] = Field(description="Kernel of each stage; sides are odd.")
-    convolutions: _Count = Field(default=2, description="Convolutions per stage.")
-    encoder_convolutions: tuple[_Count, ...] = Field(
-        default=(),
-        description="Convolutions (residual_unet: blocks) of each encoder stage, finest first; "
-        "empty takes ``convolutions`` for all.",
-    )
-    decoder_convolutions: tuple[_Count, ...] = Field(
-        default=(),
-        description="The same of each decoder stage, finest first; one fewer than the encoder.",
-    )
-    deep_supervision: bool = True
-
-    @model_validator(mode="after")
-    def _same_length(self) -> Self:
-        if not len(self.features) == len(self.strides) == len(self.kernels):
-            raise ValueError("features, strides and kernels need one entry per stage each")
-        if self.strides[0] != (1, 1, 1):
-            raise ValueError(f"the first stride must be (1, 1, 1), not {self.strides[0]}")
-        if any(side % 2 == 0 for kernel in self.kernels for side in kernel):
-            raise ValueError(f"kernels must be odd, not {self.kernels}")
-        stages = len(self.features)
-        if len(self.encoder_convolutions) not in (0, stages):
-            raise ValueError(f"encoder_convolutions needs {stages} entries or none")
-        if len(self.decoder_convolutions) not in (0, stages - 1):
-            raise ValueError(f"decoder_convolutions needs {stages - 1} entries or none")
-        return self
-
-    @property
-    def encoder_counts(self) -> tuple[int, ...]:
-        """Convolutions of each encoder stage, finest first."""
-        return self.encoder_convolutions or (self.convolutions,) * len(self.features)
-
-    @property
-    def decoder_counts(self) -> tuple[int, ...]:
-        """Convolutions of each decoder stage, finest first."""
-        return self.decoder_convolutions or (self.convolutions,) * (len(self.features) - 1)
-
-    @property
-    def divisor(self) -> Triple:
-        """What each side of a patch must be a multiple of."""
-        sides = [1, 1, 1]
-        for stride in self.strides:
-            sides = [side * step for side, step in zip(sides, stride, strict=True)]
-        return sides[0], sides[1], sides[2]
-
-
 class AugmentationPlan(_Frozen):
     """How training patches are varied; a probability is per sample."""
 
@@ -149,19 +110,7 @@ class TrainingPlan(_Frozen):
     weight_decay: float = Field(default=3e-5, ge=0)
     warmup_share: float = Field(default=0.03, ge=0, lt=1)
     polynomial_power: float = Field(default=0.9, gt=0)
-    loss: LossPlan = LossPlan()
-    foreground_share: float = Field(
-        default=0.5, ge=0, le=1, description="Patches of a batch that are centred on a label."
-    )
-    class_sampling: Literal["case", "rare", "balanced"] = Field(
-        default="case",
-        description="Which label such a patch is centred on. case: any of the case, all alike; "
-        "rare: of the case, weighted by one over the number of cases that have it; balanced: "
-        "any label at all, then a case that has it.",
-    )
-    channel_dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="That a channel of a patch is 0; one always stays."
-    )
+    foreground_share: float = Field(default=0.5, ge=0, le=1)
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     clip_gradient_norm: float = Field(default=12.0, gt=0)
     steps_per_epoch: int = Field(default=50, ge=1)
@@ -247,15 +196,12 @@ class Plan(_Frozen):
         description="Working grid along the working axes; null keeps the scan's."
     )
     resampling: ResamplingPlan = ResamplingPlan()
-    patch_size: _Sides
+    patch_size: Sides
     network: NetworkPlan
     activation: Literal["softmax", "regions"] = Field(
         default="softmax",
         description="regions: channel n, where above 0, is painted with the n-th label's value, "
         "later over earlier.",
-    )
-    ignore: int | None = Field(
-        default=None, ge=1, le=65535, description="Mask value of voxels that training leaves out."
     )
     cascade_labels: int = Field(
         default=0, ge=0, description="Labels of an earlier stage, one-hot after the channels."
@@ -270,6 +216,9 @@ class Plan(_Frozen):
         divisor = self.network.divisor
         if any(side % step for side, step in zip(self.patch_size, divisor, strict=True)):
             raise ValueError(f"patch_size {self.patch_size} must be a multiple of {divisor}")
+        fixed = self.network.fixed_size
+        if fixed is not None and self.patch_size != fixed:
+            raise ValueError(f"patch_size must be network.options.image_size, {fixed}")
         classes = len(self.labels) + (self.activation == "softmax")
         if self.network.classes != classes:
             raise ValueError(f"network.classes must be {classes}")
@@ -280,12 +229,8 @@ class Plan(_Frozen):
             raise ValueError(f"axis_order must hold 0, 1 and 2, not {self.axis_order}")
         if self.network.spatial_dims == 2 and self.patch_size[2] != 1:
             raise ValueError("a 2D network needs a patch of (I, J, 1)")
-        if any(self.ignore in label.sources for label in self.labels.labels):
-            raise ValueError(f"ignore ({self.ignore}) must be no value of a label")
         pairs = {name for pair in self.inference.left_right_pairs for name in pair}
-        weighted = {name for name, _ in self.training.loss.class_weights}
         for key, names in (
-            ("training.loss.class_weights", weighted - {BACKGROUND}),
             ("postprocess", {name for step in self.postprocess for name in step.names}),
             ("inference.left_right_pairs", pairs),
         ):
@@ -293,11 +238,6 @@ class Plan(_Frozen):
             if strange:
                 raise ValueError(f"{key} names unknown labels: {', '.join(sorted(strange))}")
         return self
-
-    @property
-    def scheme(self) -> LabelScheme:
-        """How training masks become what the network learns."""
-        return LabelScheme(self.labels, regions=self.activation == "regions", ignore=self.ignore)
 
     def to_json(self) -> str:
         """The plan as indented JSON."""
