@@ -1,4 +1,4 @@
-"""Fingerprint and Plan: what was found in the data, and what was decided from it.
+"""Plan: what was decided from the data; Fingerprint: what was found in them.
 
 A plan is all that is needed, beside weights, to segment a scan. Its JSON is read and
 edited by people, so each field says its unit, and ``reasons`` says why it was chosen.
@@ -15,7 +15,11 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medseg.core.errors import PackageError, SettingsError
+from medseg.core.fingerprint import ChannelFacts as ChannelFacts
+from medseg.core.fingerprint import Fingerprint as Fingerprint
+from medseg.core.label_scheme import LabelScheme
 from medseg.core.labels import LabelSet
+from medseg.core.loss_plan import BACKGROUND, LossPlan
 from medseg.core.network_plan import MOST_STAGES as MOST_STAGES
 from medseg.core.network_plan import NetworkPlan as NetworkPlan
 from medseg.core.network_plan import Sides
@@ -35,32 +39,6 @@ Order = Literal[0, 1, 3]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ChannelFacts(_Frozen):
-    """Intensities of one channel, over foreground and over all voxels of the training cases."""
-
-    name: str
-    modality: str
-    foreground_mean: float
-    foreground_std: float
-    percentile_00_5: float
-    percentile_99_5: float
-    zero_share: float = Field(ge=0, le=1, description="Share of voxels that are exactly 0.")
-
-
-class Fingerprint(_Frozen):
-    """What the training cases look like. Holds no name of a case."""
-
-    cases: int
-    two_dimensional: bool
-    median_spacing_mm: tuple[float, float, float]
-    low_spacing_mm: tuple[float, float, float]
-    median_shape: Triple
-    max_shape: Triple
-    channels: tuple[ChannelFacts, ...]
-    label_voxel_share: dict[str, float]
-    label_cases: dict[str, int]
 
 
 class ChannelPlan(_Frozen):
@@ -110,7 +88,19 @@ class TrainingPlan(_Frozen):
     weight_decay: float = Field(default=3e-5, ge=0)
     warmup_share: float = Field(default=0.03, ge=0, lt=1)
     polynomial_power: float = Field(default=0.9, gt=0)
-    foreground_share: float = Field(default=0.5, ge=0, le=1)
+    loss: LossPlan = LossPlan()
+    foreground_share: float = Field(
+        default=0.5, ge=0, le=1, description="Patches of a batch that are centred on a label."
+    )
+    class_sampling: Literal["case", "rare", "balanced"] = Field(
+        default="case",
+        description="Which label such a patch is centred on. case: any of the case, all alike; "
+        "rare: of the case, weighted by one over the number of cases that have it; balanced: "
+        "any label at all, then a case that has it.",
+    )
+    channel_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="That a channel of a patch is 0; one always stays."
+    )
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     clip_gradient_norm: float = Field(default=12.0, gt=0)
     steps_per_epoch: int = Field(default=50, ge=1)
@@ -181,6 +171,11 @@ class Plan(_Frozen):
         description="Words of contrast or kernel (portal, B30f) by which --series auto prefers "
         "DICOM series; set by hand, since masks do not tell them.",
     )
+    scan_names: Literal["plain", "numbered"] = Field(
+        default="plain",
+        description="numbered: case_0000 is the first channel of case, also where it is the only "
+        "one, as nnU-Net names scans. Of several channels numbers are always understood.",
+    )
     orientation: Literal["ras", "stored"] = Field(
         default="ras", description="ras: axes are turned towards RAS+; stored: as in the file."
     )
@@ -202,6 +197,9 @@ class Plan(_Frozen):
         default="softmax",
         description="regions: channel n, where above 0, is painted with the n-th label's value, "
         "later over earlier.",
+    )
+    ignore: int | None = Field(
+        default=None, ge=1, le=65535, description="Mask value of voxels that training leaves out."
     )
     cascade_labels: int = Field(
         default=0, ge=0, description="Labels of an earlier stage, one-hot after the channels."
@@ -229,8 +227,12 @@ class Plan(_Frozen):
             raise ValueError(f"axis_order must hold 0, 1 and 2, not {self.axis_order}")
         if self.network.spatial_dims == 2 and self.patch_size[2] != 1:
             raise ValueError("a 2D network needs a patch of (I, J, 1)")
+        if any(self.ignore in label.sources for label in self.labels.labels):
+            raise ValueError(f"ignore ({self.ignore}) must be no value of a label")
         pairs = {name for pair in self.inference.left_right_pairs for name in pair}
+        weighted = {name for name, _ in self.training.loss.class_weights}
         for key, names in (
+            ("training.loss.class_weights", weighted - {BACKGROUND}),
             ("postprocess", {name for step in self.postprocess for name in step.names}),
             ("inference.left_right_pairs", pairs),
         ):
@@ -238,6 +240,11 @@ class Plan(_Frozen):
             if strange:
                 raise ValueError(f"{key} names unknown labels: {', '.join(sorted(strange))}")
         return self
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """How training masks become what the network learns."""
+        return LabelScheme(self.labels, regions=self.activation == "regions", ignore=self.ignore)
 
     def to_json(self) -> str:
         """The plan as indented JSON."""
