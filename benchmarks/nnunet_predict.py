@@ -163,10 +163,8 @@ def copy_cases(source: Path, images: Path) -> None:
 
 def told_masks(ours: Path, theirs: Path) -> str:
     """How equal the masks of two runs are."""
-    found = []
-    for path in sorted(theirs.glob(f"*{_ENDING}")):
-        mine = next(ours.glob(f"{path.name.removesuffix(_ENDING)}*{_ENDING}"))
-        found.append(compare(voxels(mine), voxels(path)))
+    masks = sorted(theirs.glob(f"*{_ENDING}"))
+    found = [compare(voxels(ours / path.name), voxels(path)) for path in masks]
     dice = [score for one in found for score in one.dice.values()]
     share = min(one.equal_share for one in found)
     return f"masks: Dice {np.mean(dice):.5f}, least {min(dice):.5f}, {100 * share:.3f} % equal"

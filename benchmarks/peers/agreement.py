@@ -79,12 +79,8 @@ def agree(root: Path, out: Path) -> list[Agreement]:
     folds = sorted(path.name.removeprefix("fold_") for path in trained_model(root).glob("fold_*"))
     medseg("import-nnunet", trained_model(root), "--out", out / "model", "--folds", ",".join(folds))
     medseg("predict", out / "model", root / "images", "--out", out / "masks")
-    found = []
-    for path in sorted((root / "predictions").glob("*.nii.gz")):
-        name = path.name.removesuffix(".nii.gz")
-        ours = next((out / "masks").glob(f"{name}*.nii.gz"))
-        found.append(compare(voxels(ours), voxels(path)))
-    return found
+    masks = sorted((root / "predictions").glob("*.nii.gz"))
+    return [compare(voxels(out / "masks" / path.name), voxels(path)) for path in masks]
 
 
 def passes(agreements: list[Agreement]) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from medseg.inference.windows import Tiling, Triple
 
 Consume = Callable[[Tensor, Triple], None]
+Shares = list[list[Tensor]]
 
 
 class Accumulator:
@@ -44,7 +45,7 @@ class Accumulator:
     ) -> None:
         self.tiling, self.channels, self.consume = tiling, channels, consume
         self.device, self.dtype = device, dtype
-        self._shares = [[torch.from_numpy(one).to(device) for one in axis] for axis in shares]
+        self._shares = _on(device, shares)
         self._blocks: dict[tuple[int, int], Tensor] = {}
         self._row = (0, 0)
 
@@ -60,15 +61,8 @@ class Accumulator:
         if row != self._row:
             self._let_go(before=row)
             self._row = row
-        gaps = self.tiling.gaps
-        a, b, c = (self._shares[axis][n] for axis, n in enumerate(window))
-        weight = a[:, None, None] * b[:, None] * c
         box = self.tiling.inside(window)
-        real = tuple(
-            slice(before, before + part.stop - part.start)
-            for part, (before, _) in zip(box, gaps, strict=True)
-        )
-        tile, weight = tile.to(self.device)[:, *real], weight[real]
+        tile, weight = _inner(self.tiling, self._shares, window, tile.to(self.device))
         rows, columns = (self.tiling.reached(axis, window[axis]) for axis in (first, second))
         for (n, deep), (m, wide) in product(rows, columns):
             block = self._block((n, m), {first: deep, second: wide})
@@ -103,6 +97,55 @@ class Accumulator:
         done = [p for p in self._blocks if before is None or self.tiling.last_row(p) < before]
         for place in sorted(done):
             self.consume(self._blocks.pop(place), self._corner(*place))
+
+
+class Whole:
+    """Adds up weighted tiles in one tensor of the whole volume: for who wants all logits.
+
+    Args:
+        tiling: Where the tiles lie.
+        shares: From ``tiling.shares``.
+        channels: Of a tile.
+        device: Where the sum lies.
+
+    Attributes:
+        total: (channels, I, J, K) float32; the mean once all tiles were added.
+    """
+
+    def __init__(
+        self,
+        tiling: Tiling,
+        shares: Sequence[Sequence[NDArray[np.float32]]],
+        channels: int,
+        *,
+        device: torch.device,
+    ) -> None:
+        self.tiling, self._shares = tiling, _on(device, shares)
+        self.total = torch.zeros((channels, *tiling.shape), device=device)
+
+    def add(self, window: Triple, tile: Tensor) -> None:
+        """Add one tile, as :meth:`Accumulator.add` does."""
+        box = self.tiling.inside(window)
+        tile, weight = _inner(self.tiling, self._shares, window, tile.to(self.total.device))
+        _add(self.total, (0, 0, 0), tile, weight, box)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+def _on(device: torch.device, shares: Sequence[Sequence[NDArray[np.float32]]]) -> Shares:
+    return [[torch.from_numpy(one).to(device) for one in axis] for axis in shares]
+
+
+def _inner(tiling: Tiling, shares: Shares, window: Triple, tile: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of a tile that lies in the volume, and its weights."""
+    a, b, c = (shares[axis][n] for axis, n in enumerate(window))
+    weight = a[:, None, None] * b[:, None] * c
+    real = tuple(
+        slice(before, before + part.stop - part.start)
+        for part, (before, _) in zip(tiling.inside(window), tiling.gaps, strict=True)
+    )
+    return tile[:, *real], weight[real]
 
 
 def _add(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from medseg.core.geometry import Geometry
 from medseg.core.plan import Plan
 from medseg.core.scan import Scan
-from medseg.inference.accumulator import Accumulator, Consume
+from medseg.inference.accumulator import Accumulator, Consume, Whole
 from medseg.inference.backends import Backend
 from medseg.inference.device import tiles_at_once
 from medseg.inference.memory import Limits, MemoryEstimate, Setup, fit
@@ -208,14 +208,9 @@ class Predictor:
         """
         volume = TensorVolume(voxels) if isinstance(voxels, Tensor) else voxels
         tiling, classes = self._tiling(volume), self.plan.network.classes
-        whole = torch.empty((classes, *tiling.shape), device=self.device)
-
-        def collect(block: Tensor, corner: Triple) -> None:
-            box = [slice(c, c + int(n)) for c, n in zip(corner, block.shape[1:], strict=True)]
-            whole[:, *box] = block
-
-        self._accumulate(volume, tiling, self._setup(), collect, spread=False)
-        return whole
+        whole = Whole(tiling, tiling.shares(self._bell()), classes, device=self.device)
+        self._run_tiles(volume, tiling, self._setup(), whole, spread=False)
+        return whole.total
 
     @torch.inference_mode()
     def classes(self, voxels: Tensor | Volume) -> NDArray[Any]:
@@ -247,27 +242,40 @@ class Predictor:
     def _accumulate(
         self, volume: Volume, tiling: Tiling, setup: Setup, consume: Consume, *, spread: bool
     ) -> Run:
-        settings = self.plan.inference
-        bell = Bell(
-            settings.gaussian_sigma,
-            settings.gaussian_floor,
-            flat=not settings.gaussian,
-            centre=settings.gaussian_centre,
-        )
         accumulator = Accumulator(
             tiling,
-            tiling.shares(bell),
+            tiling.shares(self._bell()),
             self.plan.network.classes + int(spread),
             device=setup.held_on,
             dtype=torch.float16 if setup.half else torch.float32,
             consume=consume,
         )
+        return self._run_tiles(volume, tiling, setup, accumulator, spread=spread)
+
+    def _run_tiles(
+        self,
+        volume: Volume,
+        tiling: Tiling,
+        setup: Setup,
+        sum_of: Accumulator | Whole,
+        *,
+        spread: bool,
+    ) -> Run:
         members = Members(self.networks, self.plan, self.device, spread=spread)
         tiles = Tiles(volume, tiling, setup, members)
         for window, logits in tiles:
-            accumulator.add(window, logits)
-        accumulator.finish()
+            sum_of.add(window, logits)
+        sum_of.finish()
         return Run(len(tiling), tiles.skipped, replace(setup, batch=tiles.batch))
+
+    def _bell(self) -> Bell:
+        settings = self.plan.inference
+        return Bell(
+            settings.gaussian_sigma,
+            settings.gaussian_floor,
+            flat=not settings.gaussian,
+            centre=settings.gaussian_centre,
+        )
 
 
 def onto_grid(record: RestoreRecord, scan: Scan, grid: Grid) -> RestoreRecord:

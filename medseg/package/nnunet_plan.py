@@ -122,6 +122,7 @@ def _plan_of(
         labels=labels,
         channels=channels,
         modality=_MODALITIES.get(channels[0].name.lower(), ""),
+        scan_names="numbered",
         orientation="ras" if _READERS[reader] else "stored",
         axis_order=(order[0], order[1], order[2]),
         crop="nonzero",

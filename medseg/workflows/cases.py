@@ -81,7 +81,7 @@ def find_cases(inputs: Sequence[Path], plan: Plan, *, out: Path | None = None) -
             )
         named[case] = source
     if len(plan.channels) == 1:
-        return list(named.items())
+        return list((_unnumbered(named) if plan.scan_names == "numbered" else named).items())
     in_files = {case: source for case, source in named.items() if isinstance(source, Path)}
     in_studies = [(case, source) for case, source in named.items() if isinstance(source, Study)]
     return [*_by_channel(in_files, plan), *in_studies]
@@ -137,6 +137,17 @@ def read_case_table(path: Path, plan: Plan) -> list[Job]:
         files = {name: path.parent / cell for name, cell in cells.items()}
         jobs[case] = files if len(plan.channels) > 1 else study_or_path(*files.values())
     return list(jobs.items())
+
+
+def _unnumbered(named: dict[str, Path | Study]) -> dict[str, Path | Study]:
+    """``case_0000`` becomes ``case``, unless another scan has that name."""
+    found = {case: _CHANNEL_SUFFIX.match(case) for case in named}
+    return {
+        match["case"]
+        if match and int(match["channel"]) == 0 and match["case"] not in named
+        else case: named[case]
+        for case, match in found.items()
+    }
 
 
 def _by_channel(named: dict[str, Path], plan: Plan) -> list[Job]:

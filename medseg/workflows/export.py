@@ -31,7 +31,8 @@ def export(model: str | Path, out: str | Path, *, to: str = "onnx") -> dict[str,
 
     Raises:
         SettingsError: There is no such format.
-        InputError: The name has another suffix, or ONNX cannot hold the network.
+        InputError: The name has another suffix, the model is a cascade, or ONNX cannot hold
+            the network.
         PackageError: The model is damaged.
         MissingPackageError: ``onnx`` is not installed, or nothing that runs it.
         OutputError: A file cannot be written.
@@ -47,6 +48,13 @@ def export(model: str | Path, out: str | Path, *, to: str = "onnx") -> dict[str,
     from medseg.workflows.api import package_of
 
     package = package_of(model)
+    if package.previous is not None:
+        raise InputError(
+            str(model),
+            expected="a model of one stage",
+            got="a cascade, whose second network sees the labels of the first",
+            cure="Use medseg predict. The first stage alone lies in the package as 'previous'.",
+        )
     networks = package.networks()
     paths = _paths(out, len(networks))
     found = []

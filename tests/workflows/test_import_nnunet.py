@@ -20,9 +20,11 @@ from medseg.io.formats import read_mask
 from medseg.package.package import load_package, read_package_info
 from medseg.transforms.preprocess import preprocess_scan
 from medseg.transforms.resample import resample_image
+from medseg.workflows.cases import find_cases
+from medseg.workflows.export import export
 from medseg.workflows.import_nnunet import import_nnunet
 from tests.nnunet_models import write_nnunet_cascade, write_nnunet_model
-from tests.phantoms import lopsided_geometry
+from tests.phantoms import lopsided_geometry, write_nifti
 
 
 @pytest.fixture
@@ -131,6 +133,32 @@ def test_a_cascade_is_one_package_and_its_second_stage_sees_the_first(tmp_path: 
     assert (masks[0] == expected).mean() > 0.99
     blind = predictor.infer(torch.cat([working, torch.zeros_like(working)]), record)
     assert (blind != expected).mean() > 0.01
+
+
+def test_masks_are_named_as_nnunet_names_them(tmp_path: Path) -> None:
+    """``case_0000`` is channel 0 of ``case``; a number that is not a channel's stays."""
+    cascade = write_nnunet_cascade(tmp_path / "trained")
+    of_one_channel = cascade.with_name("nnUNetTrainer__nnUNetPlans__3d_lowres")
+    model = medseg.load_model(of_one_channel, "cpu", backend="torch")
+    for name in ("a_0000", "b", "c_0003", "both_0000", "both"):
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", np.zeros((9, 8, 7), np.float32), np.eye(4))
+    found = {case: Path(str(path)).name for case, path in find_cases([tmp_path / "in"], model.plan)}
+    assert found == {
+        "a": "a_0000.nii.gz", "b": "b.nii.gz", "c_0003": "c_0003.nii.gz",
+        "both_0000": "both_0000.nii.gz", "both": "both.nii.gz",
+    }  # fmt: skip
+    medseg.predict(model, tmp_path / "in" / "a_0000.nii.gz", tmp_path / "out")
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+    # A model of ours takes names as they are: a number may be part of them.
+    plain = model.plan.model_copy(update={"scan_names": "plain"})
+    assert "a_0000" in dict(find_cases([tmp_path / "in"], plain))
+
+
+def test_a_cascade_is_not_exported_as_its_second_stage_alone(tmp_path: Path) -> None:
+    import_nnunet(write_nnunet_cascade(tmp_path / "trained"), tmp_path / "package")
+    with pytest.raises(InputError, match="a cascade"):
+        export(tmp_path / "package", tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_a_cascade_without_its_first_stage_is_refused(tmp_path: Path) -> None:
