@@ -1,14 +1,36 @@
-"""Dice + cross-entropy, with deep supervision."""
+"""Losses by name and weight, at each resolution that a network gives.
+
+All terms are divided sums over voxels or samples. The sums of a resolution are packed into one
+vector, which processes that train together add up before anything is divided: each has the loss
+of the whole batch. Formulas and sources: ``docs/losses.md``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from medseg.core.loss_plan import BACKGROUND, LossTerm
+from medseg.core.plan import Plan
+from medseg.training.losses_maps import Maps, boundary_sums, cldice_sums, hausdorff_sums
+from medseg.training.losses_sums import (
+    Evidence,
+    merged_probabilities,
+    sigmoid_evidence,
+    softmax_evidence,
+)
+from medseg.training.targets import IGNORED, Targets
+
 # Adds sums of this process up over all processes that train together.
 Total = Callable[[Tensor], Tensor]
+
+# Keeps a label that is nowhere in the batch at loss 0 where nothing is predicted.
+_SMOOTH = 1e-5
+_TINY = 1e-12
+_MAP_TERMS = ("boundary", "hausdorff", "cldice")
 
 
 def alone(sums: Tensor) -> Tensor:
@@ -16,59 +38,202 @@ def alone(sums: Tensor) -> Tensor:
     return sums
 
 
-def dice_ce_loss(
-    logits: Tensor, labels: Tensor, *, smooth: float = 1e-5, total: Total = alone
-) -> Tensor:
+class SegmentationLoss:
+    """The loss of a plan.
+
+    Args:
+        plan: Its terms, class weights and label scheme.
+        device: Where the logits lie.
+        total: Adds up over processes.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device, *, total: Total = alone) -> None:
+        self.terms, self.total = plan.training.loss.terms, total
+        self.spacing_mm = tuple(side or 1.0 for side in plan.spacing_mm)
+        self.regions = plan.activation == "regions"
+        members = torch.from_numpy(plan.scheme.membership)
+        self.membership = members.to(device, torch.float32)
+        given = dict(plan.training.loss.class_weights)
+        names = [*([] if self.regions else [BACKGROUND]), *plan.labels.names]
+        weights = torch.tensor([given.get(name, 1.0) for name in names], device=device)
+        self.weights = weights if given else None
+
+    def __call__(
+        self, outputs: Sequence[Tensor], targets: Targets, *, progress: float = 1.0
+    ) -> Tensor:
+        """The loss of a batch; each next resolution has half the weight, together 1.
+
+        Terms of borders and centre lines look at the full resolution alone.
+
+        Args:
+            outputs: Logits (N, classes, ...), full resolution first.
+            targets: At full resolution.
+            progress: Share of the run, for weights that change.
+
+        Source: the weights of nnU-Net (Isensee et al., 2021).
+        """
+        weights = [0.5**level for level in range(len(outputs))]
+        loss = torch.zeros((), device=targets.labels.device)
+        for level, (weight, logits) in enumerate(zip(weights, outputs, strict=True)):
+            share = weight / sum(weights)
+            terms = {
+                term: term.weight_at(progress) * (1.0 if term.name in _MAP_TERMS else share)
+                for term in self.terms
+                if level == 0 or term.name not in _MAP_TERMS
+            }
+            kept = {term: factor for term, factor in terms.items() if factor > 0}
+            if kept:
+                loss = loss + self._at(logits, targets.shrunk(logits.shape[2:]), kept)
+        return loss
+
+    def _at(self, logits: Tensor, targets: Targets, terms: dict[LossTerm, float]) -> Tensor:
+        """The weighted terms at one resolution."""
+        if self.regions:
+            found = sigmoid_evidence(logits, targets, self.membership, self.weights)
+        else:
+            found = softmax_evidence(logits, targets, self.weights)
+        pairs = [self._pair(term, found, logits, targets) for term in terms]
+        mean = _Areas.of(found)
+        # In one vector, so that processes talk once.
+        whole = self.total(torch.cat((mean.packed, *pairs)))
+        areas = _Areas.unpacked(whole, mean.labels)
+        rest = iter(whole[4 * mean.labels :].split([len(pair) for pair in pairs]))
+        loss = torch.zeros((), device=logits.device)
+        for term, factor in terms.items():
+            sums = next(rest)
+            value = sums[0] / (sums[1] + _TINY) if len(sums) else self._overlap(term, areas)
+            loss = loss + factor * value
+        return loss
+
+    def _pair(self, term: LossTerm, found: Evidence, logits: Tensor, targets: Targets) -> Tensor:
+        """(2,) numerator and denominator of a term; (0,) for those of overlap."""
+        if term.name in _MAP_TERMS:
+            maps = self._maps(logits, targets)
+            if term.name == "cldice":
+                return cldice_sums(maps, iterations=term.iterations)
+            if term.name == "boundary":
+                return boundary_sums(maps, self.spacing_mm)
+            return hausdorff_sums(maps, self.spacing_mm)
+        if term.name == "topk":
+            return _hardest(found, term.share)
+        if term.name in ("cross_entropy", "focal"):
+            fit = found.fit
+            if term.name == "focal":
+                fit = (1 - fit.exp()).clamp(min=_TINY) ** term.gamma * fit
+            return torch.stack((-(fit * found.weight).sum(), found.weight.sum()))
+        return found.fit.new_zeros(0)
+
+    def _overlap(self, term: LossTerm, areas: _Areas) -> Tensor:
+        """1 - Dice and its kin, the mean over the labels that some sample knows."""
+        hit, smooth = areas.overlap, _SMOOTH
+        if term.name == "generalised_dice":
+            rare = areas.present.clamp(min=_TINY) ** -2
+            # A label that is nowhere weighs as much as the rarest, as in MONAI.
+            there = areas.present > 0
+            rarest = torch.where(there, rare, 0.0).amax()
+            rare = torch.where(there, rare, rarest) * self._class_weights(areas)
+            both = (rare * (areas.predicted + areas.present)).sum()
+            return 1 - (2 * (rare * hit).sum() + smooth) / (both + smooth)
+        if term.name == "tversky":
+            spill, miss = areas.predicted - hit, areas.present - hit
+            score = (hit + smooth) / (hit + term.alpha * spill + term.beta * miss + smooth)
+        else:
+            score = (2 * hit + smooth) / (areas.predicted + areas.present + smooth)
+        weights = self._class_weights(areas)
+        return 1 - (score * weights).sum() / weights.sum().clamp(min=_TINY)
+
+    def _class_weights(self, areas: _Areas) -> Tensor:
+        known = (areas.known > 0).to(areas.overlap.dtype)
+        if self.weights is None:
+            return known
+        return known * (self.weights if self.regions else self.weights[1:])
+
+    def _maps(self, logits: Tensor, targets: Targets) -> Maps:
+        labels = targets.labels
+        truth = self.membership[labels.clamp(min=0)].movedim(-1, 1)
+        valid = (labels != IGNORED).to(truth.dtype)[:, None].expand_as(truth)
+        if targets.known is not None:
+            known = targets.known.to(truth.device, truth.dtype)
+            valid = valid * known[:, :, None, None, None]
+        if self.regions:
+            return Maps(logits.float().sigmoid(), truth, valid)
+        probability = merged_probabilities(logits, targets)
+        return Maps(probability.reshape(truth.shape), truth, valid)
+
+
+@dataclass(frozen=True)
+class _Areas:
+    """(C,) sums over a batch, of the samples that know the label."""
+
+    overlap: Tensor
+    predicted: Tensor
+    present: Tensor
+    known: Tensor
+
+    @classmethod
+    def of(cls, found: Evidence) -> _Areas:
+        parts = (found.overlap, found.predicted, found.present)
+        kept = (torch.where(found.known > 0, part, 0.0).sum(dim=0) for part in parts)
+        return cls(*kept, found.known.sum(dim=0))
+
+    @classmethod
+    def unpacked(cls, vector: Tensor, labels: int) -> _Areas:
+        return cls(*vector[: 4 * labels].split(labels))
+
+    @property
+    def labels(self) -> int:
+        return len(self.overlap)
+
+    @property
+    def packed(self) -> Tensor:
+        return torch.cat((self.overlap, self.predicted, self.present, self.known))
+
+
+def _hardest(found: Evidence, share: float) -> Tensor:
+    """(2,) the sum of the largest losses, and how many: a share of those that count.
+
+    Source: Z. Wu et al., "Bridging category-level and instance-level semantic image
+    segmentation", 2016 (online bootstrapping).
+    """
+    losses = torch.where(found.weight > 0, -found.fit * found.weight, -1.0).reshape(-1)
+    most = max(1, round(share * losses.numel()))
+    largest = losses.topk(most).values
+    # By rank, so that no number has to come back from the device.
+    wanted = (share * (found.weight > 0).sum()).round().clamp(min=1)
+    ranks = torch.arange(most, device=losses.device)
+    chosen = ((ranks < wanted) & (largest >= 0)).to(losses.dtype)
+    return torch.stack(((largest * chosen).sum(), chosen.sum()))
+
+
+def dice_ce_loss(logits: Tensor, labels: Tensor, *, total: Total = alone) -> Tensor:
     """Soft Dice loss plus cross-entropy, both with weight 1, in float32.
 
-    Dice is the mean over labels without background, each over the whole batch at once. Both
-    parts share one log-softmax, and no one-hot of the labels is built.
+    Dice is the mean over labels without background, each over the whole batch at once.
 
     Args:
         logits: (N, classes, I, J, K).
-        labels: (N, I, J, K) int64 class indices.
-        smooth: Keeps a label that is nowhere in the batch at loss 0 where nothing is predicted.
-        total: Adds up over processes. Whatever is summed over voxels or samples goes through it
-            before it is divided, so that every process has the loss of the whole batch.
+        labels: (N, I, J, K) int64 class indices; -1 is left out.
+        total: Adds up over processes.
 
     Source: Milletari et al., 3DV 2016; batch Dice + CE as in Isensee et al., 2021.
     """
-    log_probability = logits.float().log_softmax(dim=1)
-    own = log_probability.gather(1, labels[:, None]).reshape(-1)
-    flat = labels.reshape(-1)
-    zeros = torch.zeros(logits.shape[1], device=logits.device)
-    overlap = zeros.scatter_add(0, flat, own.exp())
-    present = zeros.scatter_add(0, flat, torch.ones_like(own))
-    predicted = log_probability.exp().sum(dim=(0, 2, 3, 4))
-    voxels = torch.full((1,), float(own.numel()), device=logits.device)
-    # In one vector, so that processes talk once.
-    sums = total(torch.cat((overlap, predicted + present, own.sum()[None], voxels)))
-    overlap, sizes, fit = sums[: len(zeros)], sums[len(zeros) : -2], sums[-2] / sums[-1]
-    dice = (2 * overlap + smooth) / (sizes + smooth)
-    return 1 - dice[1:].mean() - fit
+    found = softmax_evidence(logits, Targets(labels))
+    mean = _Areas.of(found)
+    fit = torch.stack(((found.fit * found.weight).sum(), found.weight.sum()))
+    whole = total(torch.cat((mean.packed, fit)))
+    areas = _Areas.unpacked(whole, mean.labels)
+    sizes = areas.predicted + areas.present
+    dice = (2 * areas.overlap + _SMOOTH) / (sizes + _SMOOTH)
+    return 1 - dice.mean() - whole[-2] / whole[-1]
 
 
 def deep_supervision_loss(
     outputs: Sequence[Tensor], labels: Tensor, *, total: Total = alone
 ) -> Tensor:
-    """The loss at each resolution, halving in weight from one to the next.
-
-    Args:
-        outputs: Logits (N, classes, ...), full resolution first.
-        labels: (N, I, J, K) int64 class indices at full resolution.
-        total: Adds up over processes.
-
-    Source: the weights of nnU-Net (Isensee et al., 2021), which sum to one.
-    """
+    """Dice + cross-entropy at each resolution, halving in weight from one to the next."""
     weights = [0.5**level for level in range(len(outputs))]
     loss = torch.zeros((), device=labels.device)
     for weight, logits in zip(weights, outputs, strict=True):
-        shrunk = _shrink(labels, logits.shape[2:])
+        shrunk = Targets(labels).shrunk(logits.shape[2:]).labels
         loss = loss + weight * dice_ce_loss(logits, shrunk, total=total)
     return loss / sum(weights)
-
-
-def _shrink(labels: Tensor, shape: Sequence[int]) -> Tensor:
-    """Every n-th label (nearest to the origin of each cell), down to ``shape``."""
-    steps = [old // new for old, new in zip(labels.shape[1:], shape, strict=True)]
-    return labels[:, :: steps[0], :: steps[1], :: steps[2]]
