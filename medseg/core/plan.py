@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from medseg.core.augmentation_plan import AugmentationPlan as AugmentationPlan
 from medseg.core.errors import PackageError, SettingsError
 from medseg.core.fingerprint import ChannelFacts as ChannelFacts
 from medseg.core.fingerprint import Fingerprint as Fingerprint
@@ -69,20 +70,13 @@ class ChannelPlan(_Frozen):
         return self
 
 
-class AugmentationPlan(_Frozen):
-    """How training patches are varied; a probability is per sample."""
-
-    rotation_degrees: float = Field(default=30.0, ge=0, le=180)
-    scale: tuple[float, float] = (0.7, 1.4)
-    affine_probability: float = Field(default=0.5, ge=0, le=1)
-    intensity_probability: float = Field(default=0.5, ge=0, le=1)
-    mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
-
-
 class TrainingPlan(_Frozen):
     """How the weights are learned."""
 
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="Patches that a process takes at once.")
+    accumulate: int = Field(
+        default=1, ge=1, description="Batches whose gradients add up to one step."
+    )
     optimiser: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(default=3e-5, ge=0)

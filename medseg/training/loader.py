@@ -17,13 +17,9 @@ from torch import Tensor
 
 from medseg.core.plan import Plan
 from medseg.training.cache import CachedCase
-from medseg.transforms.augment import (
-    Variation,
-    draw_variation,
-    needed_box,
-    sample_patch,
-    vary_intensity,
-)
+from medseg.transforms.augment import Variation, draw_variation
+from medseg.transforms.augment_space import needed_box, sample_patch, swapped
+from medseg.transforms.augment_values import vary_intensity
 
 _AHEAD = 3
 
@@ -98,6 +94,12 @@ class Batches:
         self.device, self.workers = device, workers
         self.waited_s = 0.0
         self._spacing = np.array([side or 1.0 for side in plan.spacing_mm])
+        self._sideways = plan.axis_order.index(0)
+        names = plan.labels.names
+        self._pairs = [
+            (names.index(left) + 1, names.index(right) + 1)
+            for left, right in plan.inference.left_right_pairs
+        ]
 
     @property
     def step_size(self) -> int:
@@ -180,12 +182,12 @@ class Batches:
 
     def _read(self, draw: Draw) -> _Box:
         case = self.cases[draw.case]
-        low, high = needed_box(draw.centre, draw.variation.matrix, self.plan.patch_size)
+        low, high = needed_box(draw.centre, draw.variation, self.plan.patch_size)
         size = np.array(case.label.shape)
         low, high = np.clip(low, 0, size - 1), np.clip(high, 1, size)
         cut = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         image = torch.from_numpy(np.array(case.image[:, *cut]))
-        label = torch.from_numpy(np.array(case.label[cut], dtype=np.float32))[None]
+        label = torch.from_numpy(_small(case.label[cut]))[None]
         if self.device.type == "cuda":
             image, label = image.pin_memory(), label.pin_memory()
         return _Box(image, label, draw.centre - low)
@@ -193,11 +195,20 @@ class Batches:
     def _finish(self, draws: list[Draw], boxes: list[_Box]) -> tuple[Tensor, Tensor]:
         images, labels = [], []
         for draw, box in zip(draws, boxes, strict=True):
-            patch: dict[str, Any] = {"patch": self.plan.patch_size}
-            matrix = draw.variation.matrix
-            image = box.image.to(self.device, non_blocking=True)
-            label = box.label.to(self.device, non_blocking=True)
-            moved = sample_patch(image, box.centre, matrix, **patch)
-            images.append(vary_intensity(moved, draw.variation))
-            labels.append(sample_patch(label, box.centre, matrix, nearest=True, **patch)[0])
-        return torch.stack(images), torch.stack(labels).long()
+            image, label = sample_patch(
+                [part.to(self.device, non_blocking=True) for part in (box.image, box.label)],
+                box.centre,
+                draw.variation,
+                patch=self.plan.patch_size,
+                nearest=(False, True),
+            )
+            images.append(image)
+            exchanged = self._pairs if self._sideways in draw.variation.mirrored else ()
+            labels.append(swapped(label[0], exchanged))
+        batch = vary_intensity(torch.stack(images), [draw.variation for draw in draws])
+        return batch, torch.stack(labels).long()
+
+
+def _small(label: NDArray[Any]) -> NDArray[Any]:
+    """Class indices as torch can take them: uint8, or int32 where there are more."""
+    return np.array(label, dtype=np.uint8 if label.dtype == np.uint8 else np.int32)

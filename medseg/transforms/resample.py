@@ -144,14 +144,23 @@ def axis_weights(old: int, new: int, order: int) -> Tensor:
     position = (np.arange(new) + 0.5) * (old / new) - 0.5 + _SPLINE_PAD
     first = np.floor(position).astype(np.intp)
     t = (position - first)[:, None]
-    taps = (
+    taps = cubic_taps(t)
+    matrix = sum(tap * coefficients[first - 1 + n] for n, tap in enumerate(taps))
+    return torch.from_numpy(np.asarray(matrix, dtype=np.float32))
+
+
+def cubic_taps(t: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Weights of the four coefficients of a cubic B-spline about a place.
+
+    Args:
+        t: Share of the way from the second coefficient to the third, 0 to 1.
+    """
+    return (
         (1 - t) ** 3 / 6,
         (4 - 6 * t**2 + 3 * t**3) / 6,
         (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6,
         t**3 / 6,
     )
-    matrix = sum(tap * coefficients[first - 1 + n] for n, tap in enumerate(taps))
-    return torch.from_numpy(np.asarray(matrix, dtype=np.float32))
 
 
 def nearest_index(old: int, new: int) -> NDArray[np.intp]:
