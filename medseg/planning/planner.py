@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medseg.core.errors import DatasetError
 from medseg.core.labels import LabelSet, left_right_pairs
@@ -24,18 +22,17 @@ from medseg.core.plan import (
     Plan,
     Spacing,
     TrainingPlan,
-    Triple,
     edited,
 )
 from medseg.planning.fingerprint import ANISOTROPIC
+from medseg.planning.topology import as_triple
+from medseg.planning.topology import patch_and_strides as patch_and_strides
 
 StepCost = Callable[[Plan], float]
-_SMALLEST_SIDE = 4
 # How much coarser the grid may get when the time is short, and the typical side of a scan
 # (geometric mean, voxels) below which its organs would be lost.
 COARSENINGS = (1.5, 2.0)
 _LEAST_SIDE = 28.0
-_MOST_STAGES = 6
 
 
 @dataclass(frozen=True)
@@ -163,60 +160,6 @@ def _largest_that_fits(
     return best, steps
 
 
-def patch_and_strides(
-    shape: Triple, spacing_mm: tuple[float, float, float], voxels: int
-) -> tuple[Triple, tuple[Triple, ...], tuple[Triple, ...]]:
-    """Patch, stride into each stage and kernel of each stage.
-
-    Args:
-        shape: Typical scan on the working grid; a side of 1 is never pooled.
-        spacing_mm: Of the working grid.
-        voxels: Most voxels of the patch, before it is rounded up to what pooling needs.
-    """
-    spacing, sides = np.array(spacing_mm), np.array(shape, dtype=np.float64)
-    patch = _fit_patch(sides, spacing, voxels)
-    strides: list[Triple] = [(1, 1, 1)]
-    kernels: list[Triple] = [_kernel(spacing, patch)]
-    current, scale = patch.copy(), spacing.copy()
-    while len(strides) < _MOST_STAGES:
-        roomy = current / 2 >= _SMALLEST_SIDE
-        if not roomy.any():
-            break
-        # Coarse axes wait until the fine ones have caught up.
-        pool = roomy & (scale < 2 * scale[roomy].min())
-        step = np.where(pool, 2, 1)
-        current, scale = current / step, scale * step
-        strides.append(_triple(step))
-        # Once it is 3 it stays 3, also where an axis is too short to be pooled further.
-        kernels.append(_triple(np.maximum(kernels[-1], _kernel(scale, patch))))
-    divisor = np.prod(np.array(strides), axis=0)
-    return _triple(np.ceil(patch / divisor) * divisor), tuple(strides), tuple(kernels)
-
-
-def _fit_patch(sides: NDArray[Any], spacing: NDArray[Any], voxels: int) -> NDArray[Any]:
-    """The largest box of equal millimetres that holds at most ``voxels``, within the scan."""
-    free = sides > 1
-    patch = np.where(free, 0.0, 1.0)
-    for _ in range(3):
-        if not free.any():
-            break
-        fixed = patch[~free].prod() if (~free).any() else 1.0
-        side_mm = (voxels / fixed * spacing[free].prod()) ** (1 / free.sum())
-        patch[free] = side_mm / spacing[free]
-        over = free & (patch >= sides)
-        if not over.any():
-            break
-        patch[over] = sides[over]
-        free = free & ~over
-    return np.maximum(1, np.floor(patch + 1e-6))
-
-
-def _kernel(spacing: NDArray[Any], patch: NDArray[Any]) -> Triple:
-    """3 along fine axes; 1 along an axis whose voxels are still twice as long, or alone."""
-    fine = spacing[patch > 1].min() if (patch > 1).any() else spacing.min()
-    return _triple(np.where((spacing < 2 * fine) & (patch > 1), 3, 1))
-
-
 def _plan_of_size(fingerprint: Fingerprint, labels: LabelSet, means: Means, *, size: _Size) -> Plan:
     spacing, spacing_reason = _spacing(fingerprint, size.coarsening)
     flat = fingerprint.two_dimensional
@@ -225,7 +168,7 @@ def _plan_of_size(fingerprint: Fingerprint, labels: LabelSet, means: Means, *, s
     shape = np.array(fingerprint.median_shape) * np.array(median_mm) / grid_mm
     a, b, c = (float(side) for side in grid_mm)
     patch, strides, kernels = patch_and_strides(
-        _triple(np.maximum(1, np.round(shape))), (a, b, c), means.patch_voxels
+        as_triple(np.maximum(1, np.round(shape))), (a, b, c), means.patch_voxels
     )
     pairs = left_right_pairs(labels)
     return Plan(
@@ -319,8 +262,3 @@ def _typical_side(plan: Plan, fingerprint: Fingerprint) -> float:
 
 def _with_reason(plan: Plan, key: str, reason: str) -> Plan:
     return plan.model_copy(update={"reasons": {**plan.reasons, key: reason}})
-
-
-def _triple(values: NDArray[Any]) -> Triple:
-    a, b, c = (int(value) for value in values)
-    return a, b, c
