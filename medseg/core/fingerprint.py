@@ -33,5 +33,16 @@ class Fingerprint(_Frozen):
     channels: tuple[ChannelFacts, ...]
     label_voxel_share: dict[str, float]
     label_cases: dict[str, int]
+    label_places: dict[str, tuple[float, float, float]] = Field(
+        default={}, description="Mean centroid along R, A and S, as shares of the field of view."
+    )
+    label_place_spread: dict[str, tuple[float, float, float]] = Field(
+        default={}, description="Standard deviation of the same over cases."
+    )
+    pair_sides: dict[str, float] = Field(
+        default={},
+        description="By the left label of a pair: share of the scans with both in which it lies "
+        "farther left. Pairs that no scan shows are left out.",
+    )
     regions: bool = Field(default=False, description="The labels overlap.")
     ignore: int | None = Field(default=None, description="Mask value of unlabelled voxels.")

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.core.labels import LabelSet
+from medseg.core.geometry import Orientation
+from medseg.core.labels import LabelSet, left_right_pairs
 from medseg.core.plan import ChannelFacts, Fingerprint, Triple
 from medseg.datasets.dataset import Case, Dataset
 from medseg.datasets.reading import read_case_image, read_case_mask
 
 _SAMPLES_PER_CASE = 20_000
+_PLACED_PER_CASE = 400_000
 # On an axis this much coarser than the finest, the median would throw away the finer scans.
 ANISOTROPIC = 3.0
 Progress = Callable[[int, int, str], None]
@@ -29,6 +31,7 @@ class _CaseFacts:
     foreground: NDArray[np.float32]
     zero_share: NDArray[np.float64]
     class_counts: NDArray[np.int64]
+    places: NDArray[np.float64]
 
 
 def take_fingerprint(
@@ -77,6 +80,7 @@ def take_fingerprint(
             name: int((counts[:, index] > 0).sum())
             for index, name in enumerate(labels.names, start=1)
         },
+        **_place_facts(labels, facts),
     )
 
 
@@ -85,7 +89,8 @@ def _facts_of(case: Case, labels: LabelSet) -> _CaseFacts:
     voxels = scan.voxels()
     mask, _ = read_case_mask(case)
     classes = labels.to_classes(mask)
-    turned = scan.geometry.reoriented(scan.geometry.orientation_to_ras())
+    orientation = scan.geometry.orientation_to_ras()
+    turned = scan.geometry.reoriented(orientation)
     where = np.flatnonzero(classes)
     # Evenly spaced picks: a sample without chance, the same on every machine.
     picks = where[:: max(1, -(-where.size // _SAMPLES_PER_CASE))]
@@ -97,7 +102,42 @@ def _facts_of(case: Case, labels: LabelSet) -> _CaseFacts:
         foreground=flat[:, picks].astype(np.float32),
         zero_share=1 - np.count_nonzero(flat, axis=1) / flat.shape[1],
         class_counts=np.bincount(classes.ravel(), minlength=len(labels) + 1).astype(np.int64),
+        places=_places(classes, where, orientation, labels=len(labels)),
     )
+
+
+def _places(
+    classes: NDArray[Any], where: NDArray[Any], orientation: Orientation, *, labels: int
+) -> NDArray[np.float64]:
+    """(labels, 3) centroids along R, A and S, as shares of the field of view; NaN if absent."""
+    picks = where[:: max(1, -(-where.size // _PLACED_PER_CASE))]
+    found = classes.ravel()[picks]
+    counts = np.bincount(found, minlength=labels + 1).astype(np.float64)[1 : labels + 1]
+    counts[counts == 0] = np.nan
+    index = np.unravel_index(picks, classes.shape)
+    result = np.empty((labels, 3))
+    for axis, (source, flip) in enumerate(zip(orientation.axes, orientation.flips, strict=True)):
+        sums = np.bincount(found, weights=index[source], minlength=labels + 1)[1 : labels + 1]
+        share = (sums / counts + 0.5) / classes.shape[source]
+        result[:, axis] = 1 - share if flip else share
+    return result
+
+
+def _place_facts(labels: LabelSet, facts: list[_CaseFacts]) -> dict[str, Any]:
+    """Where labels lie, and on which side of each other those of a pair do."""
+    places = np.array([one.places for one in facts])
+    shown = np.isfinite(places[..., 0])
+    middles, spreads, sides = {}, {}, {}
+    for index, name in enumerate(labels.names):
+        own = places[shown[:, index], index]
+        if len(own):
+            middles[name], spreads[name] = _floats(own.mean(axis=0)), _floats(own.std(axis=0))
+    for left, right in left_right_pairs(labels):
+        a, b = labels.names.index(left), labels.names.index(right)
+        both = shown[:, a] & shown[:, b] & ~np.array([one.flat for one in facts])
+        if both.any():
+            sides[left] = float((places[both, a, 0] < places[both, b, 0]).mean())
+    return {"label_places": middles, "label_place_spread": spreads, "pair_sides": sides}
 
 
 def _channel_facts(dataset: Dataset, facts: list[_CaseFacts]) -> tuple[ChannelFacts, ...]:

@@ -123,3 +123,35 @@ def test_many_voxels_are_sampled_evenly(tmp_path: Path) -> None:
     assert channel.foreground_mean == pytest.approx(32_000, rel=1e-3)
     assert channel.percentile_00_5 == pytest.approx(320, abs=10)
     assert channel.percentile_99_5 == pytest.approx(63_680, abs=10)
+
+
+def test_places_are_told_along_ras_axes_whatever_the_file_turns(found: Fingerprint) -> None:
+    # The liver fills voxels 1 to n + 2 along R, voxel 2 along A and 3 along S.
+    along_r = [((3 + n) / 2 + 0.5) / shape[0] for n, (shape, *_) in enumerate(CASES)]
+    along_s = [3.5 / shape[2] for shape, *_ in CASES]
+    place, spread = found.label_places["liver"], found.label_place_spread["liver"]
+    assert (place[0], place[2]) == pytest.approx((np.mean(along_r), np.mean(along_s)))
+    assert (spread[0], spread[2]) == pytest.approx((np.std(along_r), np.std(along_s)))
+    assert set(found.label_places) == {"liver", "spleen"}
+    assert found.pair_sides == {}
+
+
+def test_sides_of_pairs_are_seen_in_the_patient_not_in_the_file(tmp_path: Path) -> None:
+    entries = []
+    for number, turn in enumerate((0, 5, 17, 40)):
+        mask = np.zeros((9, 7, 5), np.uint8)
+        # The last case has them exchanged.
+        left, right = (1, 7) if number < 3 else (7, 1)
+        mask[left, 3, 2], mask[right, 3, 2] = 1, 2
+        grid, orientation = Geometry(mask.shape, np.diag([1, 2, 3, 1])), ALL_ORIENTATIONS[turn]
+        affine = grid.reoriented(orientation).affine_ras
+        for folder in ("imagesTr", "labelsTr"):
+            write_nifti(tmp_path / folder / f"c{number}.nii.gz", orientation.apply(mask), affine)
+        entries.append(
+            {"image": f"imagesTr/c{number}.nii.gz", "label": f"labelsTr/c{number}.nii.gz"}
+        )
+    names = {"0": "background", "1": "kidney_left", "2": "kidney_right"}
+    about = {"name": "x", "modality": {"0": "CT"}, "labels": names, "training": entries}
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    data = read_msd(tmp_path)
+    assert take_fingerprint(data, data.cases, data.labels).pair_sides == {"kidney_left": 0.75}
