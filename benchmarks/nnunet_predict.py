@@ -144,12 +144,13 @@ class Ours:
         return Timing(whole, phases, "+".join(sorted(backends)))
 
 
-def make_scan(what: str, images: Path) -> None:
+def make_scan(what: str, images: Path, truth: Path) -> None:
     """The phantom of a timed run, with organs as large as those that the model saw."""
     kind = WIDE[_TRAINED[what]]
     look = replace(kind.look, shape=_SHAPES[what], vary=0.0)
-    voxels_of, _, affine = phantom(look, 77, labels=kind.painted)
+    voxels_of, mask, affine = phantom(look, 77, labels=kind.painted)
     write(images / f"case_0000{_ENDING}", voxels_of[0], affine)
+    write(truth / f"case{_ENDING}", mask, affine)
 
 
 def copy_cases(source: Path, images: Path) -> None:
@@ -162,12 +163,12 @@ def copy_cases(source: Path, images: Path) -> None:
 
 
 def told_masks(ours: Path, theirs: Path) -> str:
-    """How equal the masks of two runs are."""
+    """How equal the masks of two folders are."""
     masks = sorted(theirs.glob(f"*{_ENDING}"))
     found = [compare(voxels(ours / path.name), voxels(path)) for path in masks]
     dice = [score for one in found for score in one.dice.values()]
     share = min(one.equal_share for one in found)
-    return f"masks: Dice {np.mean(dice):.5f}, least {min(dice):.5f}, {100 * share:.3f} % equal"
+    return f"Dice {np.mean(dice):.5f}, least {min(dice):.5f}, {100 * share:.3f} % equal"
 
 
 def measure(peer: Peer, ours: Ours, images: Path, work: Path, *, rounds: int) -> None:
@@ -183,7 +184,9 @@ def measure(peer: Peer, ours: Ours, images: Path, work: Path, *, rounds: int) ->
             out = work / f"{name}_{number}"
             kept.append(side.run(images, out))
             print(f"{name}: {kept[-1]}", flush=True)
-    print(told_masks(work / "medseg_0", work / "nnU-Net_0"))
+    print("masks of both:", told_masks(work / "medseg_0", work / "nnU-Net_0"))
+    if (work / "truth").is_dir():
+        print("medseg and truth:", told_masks(work / "medseg_0", work / "truth"))
     whole = statistics.median(one.whole for one in theirs)
     again = statistics.median(one.whole for one in mine)
     share = statistics.median(one.phases["network"] / one.whole for one in theirs)
@@ -213,7 +216,7 @@ def main() -> None:
         else:
             results = options.models / _TRAINED[options.what] / "results"
             model = next(results.glob("*/*__3d_fullres"))
-            make_scan(options.what, images)
+            make_scan(options.what, images, work / "truth")
         ours = Ours(model, work)
         measure(Peer(options.peer, model, work), ours, images, work, rounds=options.rounds)
 
