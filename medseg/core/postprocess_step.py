@@ -1,4 +1,4 @@
-"""What a plan says of one step after the network."""
+"""What a plan says of the steps after the network, one by one and as a chain in a file."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from medseg.core.labels import LabelSet
+
 StepKind = Literal[
-    "largest", "min-volume", "nearest", "inside", "fill-holes", "fill-holes-slices", "open", "close"
+    "largest", "min-volume", "nearest", "inside", "fill-holes", "fill-holes-slices", "open",
+    "close", "smooth", "majority",
 ]  # fmt: skip
 # What a step needs to be told besides its labels; of the two of "nearest" one.
 _STEP_VALUES: dict[str, tuple[str, ...]] = {
     "min-volume": ("volume_mm3",), "nearest": ("other", "point_mm"), "inside": ("other",),
-    "open": ("radius_mm",), "close": ("radius_mm",),
+    "open": ("radius_mm",), "close": ("radius_mm",), "smooth": ("radius_mm",),
+    "majority": ("radius_mm",),
 }  # fmt: skip
 # These look at connected regions, so that several labels can be one structure.
 _OF_PARTS = ("largest", "min-volume", "nearest", "inside")
@@ -35,12 +39,15 @@ class PostprocessStep(BaseModel):
     )
     count: int = Field(default=1, ge=1, description="largest: how many regions to keep.")
     volume_mm3: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    radius_mm: float | None = Field(default=None, gt=0, le=1000)
+    radius_mm: float | None = Field(
+        default=None, gt=0, le=1000,
+        description="open, close, majority: of a ball; smooth: standard deviation of a Gaussian.",
+    )  # fmt: skip
     other: str = Field(default="", description="inside, nearest: the label that it refers to.")
     point_mm: tuple[_Finite, _Finite, _Finite] | None = Field(
         default=None, description="nearest: a place, RAS+."
     )
-    evidence: str = ""
+    evidence: str = Field(default="", description="What it gained, where it was learned.")
 
     @model_validator(mode="after")
     def _has_its_values(self) -> Self:
@@ -90,3 +97,15 @@ class PostprocessStep(BaseModel):
             "other": names[self.other] if self.other else "",
         }
         return self.model_copy(update=changes)
+
+
+class PostprocessChain(BaseModel):
+    """Steps in a file of their own, as ``medseg postprocess --learn`` writes and others read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    labels: LabelSet | None = Field(
+        default=None, description="Values of the labels, for masks that do not name their own."
+    )
+    steps: tuple[PostprocessStep, ...]

@@ -11,15 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from medseg.core.errors import InputError, SettingsError
+from medseg.core.errors import InputError, LabelError, SettingsError
 from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSet
 from medseg.core.plan import PostprocessStep, describe
+from medseg.core.postprocess_step import PostprocessChain
 from medseg.postprocess.components import Structure, keep_largest, remove_small
 from medseg.postprocess.places import keep_inside, keep_nearest
 from medseg.postprocess.shapes import close_label, fill_holes, open_label
+from medseg.postprocess.smoothing import majority, smooth_label
 
 _ALONE = ("nearest", "inside")
+_WITH_RADIUS = {
+    "open": open_label, "close": close_label, "smooth": smooth_label, "majority": majority,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,56 @@ def parse_steps(
     if not found:
         raise SettingsError("steps", expected="steps such as largest:liver", got=f"'{text}'")
     return tuple(found)
+
+
+def chain_from_json(text: str, *, source: str) -> PostprocessChain:
+    """Read steps from the JSON that :class:`PostprocessChain` is written as.
+
+    Raises:
+        SettingsError: It is no such JSON.
+    """
+    try:
+        return PostprocessChain.model_validate_json(text)
+    except ValidationError as error:
+        raise SettingsError(
+            source, expected="JSON with a list of 'steps'", got=describe(error),
+            cure="Write it with `medseg postprocess PREDICTIONS --learn REFERENCES --out FILE`.",
+        ) from error  # fmt: skip
+
+
+def steps_for(chain: PostprocessChain, labels: LabelSet) -> tuple[PostprocessStep, ...]:
+    """The steps of a chain for masks with these labels.
+
+    Labels are the same where they have the same name; where a name is unknown, the value that
+    the chain has for it counts.
+
+    Raises:
+        LabelError: A step is of a label that is known by neither.
+    """
+    values = {label.value: label.name for label in labels.labels}
+    own = {} if chain.labels is None else {label.name: label for label in chain.labels.labels}
+    names: dict[str, str] = {}
+    for name in dict.fromkeys(name for step in chain.steps for name in step.names):
+        try:
+            names[name] = labels.named(name).name
+        except LabelError:
+            if name not in own or own[name].value not in values:
+                raise
+            names[name] = values[own[name].value]
+    found = (step.renamed(names) for step in chain.steps)
+    return tuple(step for step in found if step is not None)
+
+
+def values_named(text: str) -> tuple[int, ...]:
+    """The labels that steps, as they are typed, name by their values: a mask may lack some."""
+    found: set[int] = set()
+    for part in text.split(";"):
+        kind, _, rest = part.partition(":")
+        names, _, value = rest.partition("=")
+        if kind.strip() in _ALONE:
+            names = f"{names}+{value}"
+        found |= {int(name) for name in map(str.strip, names.split("+")) if name.isdecimal()}
+    return tuple(sorted(found))
 
 
 def _names_in(text: str, labels: LabelSet) -> list[str]:
@@ -158,7 +213,7 @@ def _groups(steps: Sequence[PostprocessStep]) -> Iterator[list[PostprocessStep]]
     """Neighbouring steps that differ in their labels alone, each label once."""
 
     def same(step: PostprocessStep) -> tuple[object, ...]:
-        return (step.step, step.connectivity, step.count, step.volume_mm3, step.radius_mm)
+        return (step.step, step.connectivity, step.count, step.radius_mm)
 
     for _, run in groupby(steps, key=same):
         group: list[PostprocessStep] = []
@@ -206,7 +261,7 @@ def _applied_in_mm(
         return fill_holes(mask, values, slice_axis=geometry.orientation_to_ras().axes[2])
     if step.step == "min-volume":
         return remove_small(
-            mask, structures, volume_mm3=step.volume_mm3 or 0.0,
+            mask, structures, volume_mm3=[each.volume_mm3 or 0.0 for each in group],
             voxel_mm3=geometry.voxel_volume_mm3, connectivity=step.connectivity,
         )  # fmt: skip
     if step.step == "nearest":
@@ -215,5 +270,5 @@ def _applied_in_mm(
             mask, structures[0], geometry=geometry, point_mm=step.point_mm, other=other,
             connectivity=step.connectivity,
         )  # fmt: skip
-    change = open_label if step.step == "open" else close_label
+    change = _WITH_RADIUS[step.step]
     return change(mask, values, radius_mm=step.radius_mm or 0.0, spacing_mm=geometry.spacing_mm)

@@ -221,7 +221,7 @@ def remove_small(
     mask: NDArray[Any],
     values: Sequence[Structure],
     *,
-    volume_mm3: float,
+    volume_mm3: float | Sequence[float],
     voxel_mm3: float,
     connectivity: int = 26,
 ) -> NDArray[Any]:
@@ -230,17 +230,17 @@ def remove_small(
     Args:
         mask: (I, J, K) integers, 0 is background. Not changed.
         values: The labels to clean; a tuple counts as one structure.
-        volume_mm3: What a region must have to stay.
+        volume_mm3: What a region must have to stay; for all, or for each structure.
         voxel_mm3: Volume of a voxel.
         connectivity: See :func:`label_components`.
     """
     parts = find_parts(mask, values, connectivity)
     drop = np.zeros(parts.sizes.size, dtype=np.bool_)
-    # A region of exactly the volume stays, whatever the last bits of the product are.
-    small = parts.sizes * voxel_mm3 < volume_mm3 * (1 - 1e-9)
+    least_mm3 = np.broadcast_to(volume_mm3, len(values))
     for structure in range(len(values)):
         own = parts.of(structure)
-        drop[own] = small[own]
+        # A region of exactly the volume stays, whatever the last bits of the product are.
+        drop[own] = parts.sizes[own] * voxel_mm3 < least_mm3[structure] * (1 - 1e-9)
     return without_parts(mask, parts, drop)
 
 

@@ -2,51 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from medseg.core.plan import PostprocessStep
+from medseg.core.geometry import Geometry
+from medseg.core.labels import LabelSet
+from medseg.core.plan import Plan, PostprocessStep
 from medseg.inference.predictor import Predictor
-from medseg.postprocess.components import keep_largest
 from medseg.training.cache import CachedCase
-from medseg.training.validation import class_dice, mean_over_cases, predicted_classes
-
-# A gain below this is rounding, not cleaning.
-_LEAST_GAIN = 1e-4
+from medseg.training.learned_steps import LEAST_CASES, HeldOutPair, learn_steps
+from medseg.training.validation import predicted_classes
 
 
 def learn_postprocessing(
     predictor: Predictor, cases: Sequence[CachedCase]
 ) -> tuple[PostprocessStep, ...]:
-    """Keep "largest region" for those labels whose mean Dice it raises.
+    """Choose the steps that raise the Dice of cases which were kept back from training.
+
+    Predictions are compared on the network's own grid; see
+    :func:`medseg.training.learned_steps.learn_steps`, which takes predictions of any source.
 
     Args:
         predictor: With the final weights.
-        cases: The inner cases; none of them was trained on. Without any, no step is kept.
+        cases: The inner cases; none of them was trained on. Fewer than five teach nothing.
 
     Returns:
-        One step per label that gained, each with its evidence.
+        The steps, each with its evidence.
     """
-    plan = predictor.plan
-    classes = plan.network.classes
-    before, after = [], []
-    for case, prediction in predicted_classes(predictor, cases):
-        reference = np.asarray(case.label)
-        before.append(class_dice(prediction, reference, classes))
-        # Labels are cleaned one by one: cleaning one never changes the Dice of another.
-        cleaned = keep_largest(prediction, range(1, classes))
-        after.append(class_dice(cleaned, reference, classes))
-    if not before:
+    if len(cases) < LEAST_CASES:
         return ()
-    was, becomes = mean_over_cases(np.array(before)), mean_over_cases(np.array(after))
-    return tuple(
-        PostprocessStep(
-            step="largest",
-            label=label.name,
-            evidence=f"mean Dice {was[index]:.4f} -> {becomes[index]:.4f} on {len(before)} "
-            "cases kept back from training",
-        )
-        for index, label in enumerate(plan.labels.labels)
-        if becomes[index] > was[index] + _LEAST_GAIN
-    )
+    plan = predictor.plan
+    labels = LabelSet.from_names(dict(enumerate(plan.labels.names, start=1)))
+    with TemporaryDirectory() as folder:
+        # They are looked at twice, and predicting takes longer than reading.
+        files = [Path(folder, f"{number}.npy") for number in range(len(cases))]
+        for file, (_, prediction) in zip(files, predicted_classes(predictor, cases), strict=True):
+            np.save(file, prediction, allow_pickle=False)
+
+        def pairs() -> Iterator[HeldOutPair]:
+            for file, case in zip(files, cases, strict=True):
+                reference = np.asarray(case.label)
+                yield HeldOutPair(np.load(file), reference, _grid(plan, reference.shape))
+
+        return learn_steps(pairs, labels)
+
+
+def _grid(plan: Plan, shape: tuple[int, ...]) -> Geometry | None:
+    """The network's grid, as far as volumes go; None where an axis keeps each scan's spacing."""
+    known = [step for step in plan.spacing_mm if step is not None]
+    if len(known) < len(plan.spacing_mm) or not prod(known):
+        return None
+    a, b, c = shape
+    return Geometry((a, b, c), np.diag([*known, 1.0]))

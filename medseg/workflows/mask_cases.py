@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSet
 from medseg.core.scan import Scan
 from medseg.evaluation.masks import LabelImage
+from medseg.io.formats import FORMATS, read_label_names
 from medseg.io.guarded import GuardedReader
 from medseg.workflows.evaluation_labels import find_labels
 from medseg.workflows.pairing import index_by_case
-from medseg.workflows.postprocess import read_names_or_none
 
 _LOG = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
@@ -48,15 +48,20 @@ class MaskOnGrid:
 
     Attributes:
         mask: (I, J, K) integers.
-        geometry: Its grid.
+        grid: What its file says of its grid.
         labels: Names and colours of all values; of some also that are absent.
         scan: The scan on the same grid, where one is wanted.
     """
 
     mask: NDArray[Any]
-    geometry: Geometry
+    grid: Scan
     labels: LabelSet
     scan: Scan | None = None
+
+    @property
+    def geometry(self) -> Geometry:
+        """Its grid."""
+        return self.grid.geometry
 
 
 def find_mask_cases(masks: str | Path, scans: str | Path | None = None) -> list[MaskCase]:
@@ -124,7 +129,7 @@ def read_mask_case(
     mask, grid = reader.mask(case.mask, image=case.scan)
     labels = labels_in(mask, read_names_or_none(case.mask) or names)
     if case.scan is None:
-        return MaskOnGrid(mask, grid.geometry, labels)
+        return MaskOnGrid(mask, grid, labels)
     scan = reader.scan(case.scan)
     gap = grid.geometry.difference(scan.geometry)
     if gap is not None:
@@ -132,17 +137,23 @@ def read_mask_case(
             f"grid of {case.mask}", expected=f"that of {case.scan}", got=gap,
             cure="Give the scan that the mask was made of.",
         )  # fmt: skip
-    return MaskOnGrid(mask, grid.geometry, labels, scan)
+    return MaskOnGrid(mask, grid, labels, scan)
 
 
-def labels_in(mask: NDArray[Any], known: LabelSet | None) -> LabelSet:
+def labels_in(mask: NDArray[Any], known: LabelSet | None, *, also: Sequence[int] = ()) -> LabelSet:
     """Labels for all values of a mask: known names, else the values themselves.
+
+    Args:
+        mask: (I, J, K) integers.
+        known: Labels that have names.
+        also: Values that get a label, whether the mask holds them or not.
 
     Raises:
         LabelError: Values are above 65535.
     """
     names = {} if known is None else dict(zip(known.values, known.names, strict=True))
-    new = [value for value in LabelImage(mask).values if value not in names]
+    met = dict.fromkeys((*LabelImage(mask).values, *also))
+    new = [value for value in met if value not in names]
     if known is not None and not new:
         return known
     for value in new:
@@ -206,6 +217,20 @@ def for_each(
         {case: done[case] for case in order if case in done},
         {case: failed[case] for case in order if case in failed},
     )
+
+
+def read_names_or_none(path: Path) -> LabelSet | None:
+    """The label names that a file holds; None also where they cannot be read."""
+    try:
+        return read_label_names(path)
+    except MedsegError:
+        return None
+
+
+def suffix_of(path: Path) -> str:
+    """That of the file where masks can be written so, else ``.nii.gz``."""
+    known = (suffix for row in FORMATS for suffix in row.written)
+    return next((suffix for suffix in known if path.name.lower().endswith(suffix)), ".nii.gz")
 
 
 def _holds(folder: Path, case: str) -> bool:
