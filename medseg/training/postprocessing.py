@@ -40,13 +40,16 @@ def learn_postprocessing(
     with TemporaryDirectory() as folder:
         # They are looked at twice, and predicting takes longer than reading.
         files = [Path(folder, f"{number}.npy") for number in range(len(cases))]
-        for file, (_, prediction) in zip(files, predicted_classes(predictor, cases), strict=True):
-            np.save(file, prediction, allow_pickle=False)
+        for file, (case, prediction) in zip(
+            files, predicted_classes(predictor, cases), strict=True
+        ):
+            both = np.stack([prediction, np.asarray(case.label)])
+            np.save(file, both, allow_pickle=False)
 
         def pairs() -> Iterator[HeldOutPair]:
-            for file, case in zip(files, cases, strict=True):
-                reference = np.asarray(case.label)
-                yield HeldOutPair(np.load(file), reference, _grid(plan, reference.shape))
+            for file in files:
+                prediction, reference = np.load(file)
+                yield HeldOutPair(prediction, reference, _grid(plan, reference.shape))
 
         return learn_steps(pairs, labels)
 
