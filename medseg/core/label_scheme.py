@@ -112,6 +112,26 @@ class LabelScheme:
         table = (self.membership * places).max(axis=1).astype(self.dtype)
         return np.asarray(table[indices])
 
+    def mirrored(self, pairs: Collection[tuple[str, str]]) -> NDArray[np.int64]:
+        """(indices,) what each index becomes where left and right are exchanged.
+
+        -1 for an index whose counterpart no mask value stands for.
+
+        Args:
+            pairs: Names of the labels that are exchanged.
+        """
+        order = list(range(len(self.labels)))
+        for left, right in pairs:
+            a, b = self.labels.names.index(left), self.labels.names.index(right)
+            order[a], order[b] = b, a
+        table = np.full(self.indices, -1, dtype=np.int64)
+        for index, row in enumerate(self.membership):
+            same = np.flatnonzero((self.membership == row[order]).all(axis=1))
+            table[index] = same[0] if len(same) else -1
+        if self.ignored is not None:
+            table[self.ignored] = self.ignored
+        return table
+
     def known(self, annotated: Collection[int] | None) -> tuple[bool, ...] | None:
         """For each label whether a case knows it; None where it knows all.
 

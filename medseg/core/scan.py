@@ -47,6 +47,8 @@ class Scan:
         slices: Where its slices lie, where the scan came from DICOM (of the first channel).
         load_slabs: Reads parts of the voxels without the rest: for each (start, stop) along K
             it yields (C, I, J, stop - start). None where the file must be read as a whole.
+        missing: Channels, by number, that there is no image of; they hold zeros, and are 0 to a
+            network whatever it normalises by.
     """
 
     geometry: Geometry
@@ -59,6 +61,7 @@ class Scan:
     load_slabs: Callable[[Sequence[tuple[int, int]]], Iterator[NDArray[Any]]] | None = field(
         default=None, repr=False
     )
+    missing: tuple[int, ...] = ()
 
     def voxels(self) -> NDArray[Any]:
         """Read the voxels, (C, I, J, K), in the file's own number type where it has one.

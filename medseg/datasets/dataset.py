@@ -24,7 +24,8 @@ class Case:
 
     Attributes:
         id: Name of the case, unique in the dataset.
-        images: The scan: one file with all channels, or a file per channel in their order.
+        images: The scan: one file with all channels, or a file per channel in their order,
+            without those that are missing.
         label: The mask on the same grid; None where there is none, or one file per organ.
         group: Cases of one group (one patient) never stand on both sides of a split; "" is
             a group of its own.
@@ -34,6 +35,8 @@ class Case:
             count, in painting order, and the values they get.
         series: For each image which DICOM series it is, as for ``read_scan``; "" or nothing
             where only one is usable.
+        annotated: The mask values that were looked for in this case; None for all of them.
+        missing: Channels that the case has no image of, by their number from 0.
     """
 
     id: str
@@ -43,6 +46,8 @@ class Case:
     organs: tuple[OrganMask, ...] = ()
     structures: LabelSet | None = None
     series: tuple[str, ...] = ()
+    annotated: tuple[int, ...] | None = None
+    missing: tuple[int, ...] = ()
 
     @property
     def masks(self) -> tuple[Path, ...]:
@@ -67,10 +72,18 @@ class Split:
 
 @dataclass(frozen=True)
 class Region:
-    """A structure that unites several mask values and may overlap others (nnU-Net)."""
+    """A structure that unites several mask values and may overlap others (nnU-Net).
+
+    Attributes:
+        name: Of the structure.
+        values: Its mask values.
+        value: What it is painted with in a predicted mask, later regions over earlier ones;
+            None where the dataset does not say it.
+    """
 
     name: str
     values: tuple[int, ...]
+    value: int | None = None
 
 
 @dataclass(frozen=True)

@@ -103,14 +103,8 @@ def labels_of(raw: dict[str, Any], *, path: Path) -> LabelSet:
                 where,
                 expected="one whole number and one name per label",
                 got=json.dumps({key: entry})[:80],
-                cure="Merge labels with --labels instead.",
-            )
-        if value is entry and name.casefold() == "ignore":
-            raise DatasetError(
-                where,
-                expected="labels of structures",
-                got="an 'ignore' label",
-                cure="Regions to be ignored are not supported; give them a value of their own.",
+                cure="Merge labels with --labels instead; regions that overlap are understood in "
+                "dataset.json.",
             )
         if int(value) in names:
             raise DatasetError(where, expected="one name per value", got=f"two for {value}")

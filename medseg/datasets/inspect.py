@@ -167,6 +167,7 @@ def _check_finite(voxels: NDArray[Any], case: Case) -> None:
 def _label_voxels(mask: NDArray[Any], case: Case, dataset: Dataset) -> dict[int, int]:
     found = value_counts(mask)
     background = found.pop(0, 0)
+    found.pop(dataset.ignore or 0, 0)
     strange = sorted(set(found) - set(dataset.labels.values))
     if strange:
         known = ", ".join(f"{label.value} {label.name}" for label in dataset.labels.labels)
@@ -176,7 +177,8 @@ def _label_voxels(mask: NDArray[Any], case: Case, dataset: Dataset) -> dict[int,
             got=f"also {', '.join(map(str, strange))}",
             cure="Name them in the dataset, or correct the mask.",
         )
-    if not found:
+    # Where it is stated what was looked for, nothing found is an answer.
+    if not found and case.annotated is None:
         raise DatasetError(
             f"case {case.id}, {case.masks[0]}",
             expected="at least one voxel of a label",

@@ -2,7 +2,8 @@
 
 Source: Antonelli et al., "The Medical Segmentation Decathlon", Nature Communications 2022;
 the layout is described at http://medicaldecathlon.com. The keys of nnU-Net's
-``dataset.json`` (``channel_names``, ``labels`` from name to value) are understood too.
+``dataset.json`` (``channel_names``, ``labels`` from name to value, regions and ``ignore``) are
+understood too.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from medseg.datasets.description import (
     channels_of,
     check_ids,
     distinct,
-    labels_of,
     modality_of,
     read_json,
     splits_in,
 )
 from medseg.datasets.files import scans_in
+from medseg.datasets.scheme import meaning_of, with_annotations
 from medseg.io.formats import case_name
 
 _EXAMPLE = '"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]'
@@ -54,16 +55,23 @@ def read_msd(folder: Path, *, lenient: bool = False) -> Dataset:
     if not isinstance(raw, dict):
         raise DatasetError(str(path), expected="a JSON object", got=type(raw).__name__)
     channels = channels_of(raw, path=path)
+    labels, regions, ignore = meaning_of(raw, path=path)
     cases = _cases(raw, path=path, lenient=lenient)
+    told = [
+        entry.get("annotated") if isinstance(entry, dict) else None for entry in raw["training"]
+    ]
+    cases = with_annotations(cases, told, labels, regions, where=str(path))
     return Dataset(
         name=str(raw.get("name") or folder.resolve().name),
         folder=folder,
         channels=distinct(channels),
         modalities=tuple(modality_of(name) for name in channels),
-        labels=labels_of(raw, path=path),
+        labels=labels,
         cases=cases,
         splits=splits_in(folder),
         licence=str(raw.get("licence") or raw.get("license") or ""),
+        regions=regions,
+        ignore=ignore,
         strays=_strays(folder, cases) if lenient else (),
     )
 

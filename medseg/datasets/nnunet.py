@@ -3,7 +3,8 @@
 Source: Isensee et al., "nnU-Net", Nature Methods 2021; ``documentation/dataset_format.md`` and
 ``region_based_training.md`` of nnU-Net 2: ``imagesTr/case_0000.nii.gz``, a file per channel,
 ``labelsTr/case.nii.gz``, and ``dataset.json`` with ``channel_names``, ``labels`` and
-``file_ending``.
+``file_ending``. One key of ours, which nnU-Net passes over: ``annotated``, from case to the labels
+that were looked for in it.
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from medseg.core.errors import DatasetError
-from medseg.core.labels import LabelSet
-from medseg.datasets.dataset import Case, Dataset, Region, listing
+from medseg.datasets.dataset import Case, Dataset, listing
 from medseg.datasets.description import (
     channels_of,
     check_ids,
     distinct,
-    labels_of,
     modality_of,
     read_json,
     splits_in,
 )
 from medseg.datasets.files import by_case, scans_in
+from medseg.datasets.scheme import meaning_of, with_annotations
 from medseg.io.formats import case_name
 
 
@@ -73,7 +73,9 @@ def read_nnunet(folder: Path, *, lenient: bool = False) -> Dataset:
             cure="Restore the files, or take the case out.",
         )
     used = {file for case in cases for file in case.files}
-    labels, regions, ignore = _meaning(raw, path=path)
+    labels, regions, ignore = meaning_of(raw, path=path)
+    told = _annotations(raw, [case.id for case in cases], path=path)
+    cases = list(with_annotations(cases, told, labels, regions, where=str(path)))
     return Dataset(
         name=str(raw.get("name") or folder.resolve().name),
         folder=folder,
@@ -120,37 +122,20 @@ def _listed_case(name: str, entry: Any, *, path: Path) -> Case:
     return Case(name, tuple(image_files), label_file)
 
 
+def _annotations(raw: dict[str, Any], cases: list[str], *, path: Path) -> list[Any]:
+    given = raw.get("annotated") or {}
+    strange = sorted(set(given) - set(cases)) if isinstance(given, dict) else ["no object"]
+    if strange:
+        raise DatasetError(
+            f"{path}, key 'annotated'", expected='{"case": ["label", ...]}',
+            got=listing(strange), cure="Name cases of the dataset.",
+        )  # fmt: skip
+    return [given.get(case) for case in cases]
+
+
 def _problem(case: Case, *, files: int) -> str:
     missing = [file.name for file in case.files if not file.is_file()]
     if missing:
         return f"case {case.id}, {listing(missing)}"
     wrong = len(case.images) != files or case.label is None
     return f"case {case.id}" if wrong else ""
-
-
-def _meaning(raw: dict[str, Any], *, path: Path) -> tuple[LabelSet, tuple[Region, ...], int | None]:
-    """Labels, regions and the ignore value; with regions every value gets a plain label."""
-    given = raw.get("labels")
-    entries = dict(given) if isinstance(given, dict) else {}
-    ignore = next((v for k, v in entries.items() if str(k).casefold() == "ignore"), None)
-    kept = {k: v for k, v in entries.items() if str(k).casefold() != "ignore"}
-    if not any(isinstance(value, list) for value in kept.values()):
-        found = labels_of({"labels": kept or given}, path=path)
-        return found, (), ignore if isinstance(ignore, int) else None
-    regions = []
-    for name, values in kept.items():
-        many = values if isinstance(values, list) else [values]
-        if not many or not all(isinstance(v, int) and not isinstance(v, bool) for v in many):
-            raise DatasetError(
-                f"{path}, key 'labels'", expected="whole numbers per region",
-                got=json.dumps({name: values})[:80],
-            )  # fmt: skip
-        if many != [0]:
-            regions.append(Region(name, tuple(many)))
-    order = raw.get("regions_class_order")
-    painted = dict(zip(order, regions, strict=False)) if isinstance(order, list) else {}
-    values = sorted({value for region in regions for value in region.values} - {0})
-    names = {v: painted[v].name if v in painted else f"label {v}" for v in values}
-    names_of = {str(value): name for value, name in names.items()}
-    labels = labels_of({"labels": names_of}, path=path)
-    return labels, tuple(regions), ignore if isinstance(ignore, int) else None

@@ -12,6 +12,7 @@ from medseg.datasets.folders import find_pair, read_folders
 from medseg.datasets.msd import read_msd
 from medseg.datasets.nnunet import looks_like_nnunet, read_nnunet
 from medseg.datasets.organs import looks_like_organs, read_organs
+from medseg.datasets.scheme import without_ignore
 from medseg.datasets.table import TABLE_SUFFIXES, read_table
 
 LAYOUTS = (
@@ -33,7 +34,10 @@ def open_dataset(path: str | Path, *, lenient: bool = False) -> Dataset:
     Raises:
         DatasetError: It is no dataset, or something in its description is missing or malformed.
     """
-    path = Path(path)
+    return without_ignore(_opened(Path(path), lenient=lenient))
+
+
+def _opened(path: Path, *, lenient: bool) -> Dataset:
     if path.is_file():
         return _open_file(path, lenient=lenient)
     if (path / "dataset.json").is_file():

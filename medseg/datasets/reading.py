@@ -37,19 +37,37 @@ HERE = _Here()
 def read_case_image(case: Case, reader: Reader = HERE) -> Scan:
     """The scan of a case, its channels in order; voxels (C, I, J, K) when they are asked for.
 
+    A channel that the case has not is zeros, and the scan says so (``Scan.missing``).
+
     Raises:
         FileError: A file is missing or damaged, or one of several holds more than one channel.
         GeometryError: The channels lie on different grids.
         InputError: Several DICOM series could be meant.
     """
     wanted = case.series or ("",) * len(case.images)
-    scans: dict[str, Scan] = {
-        str(number): reader.scan(path, series=series or None)
-        for number, (path, series) in enumerate(zip(case.images, wanted, strict=True))
-    }
-    if len(scans) == 1:
-        return scans["0"]
-    return Scan.from_channels(scans, source=f"case {case.id}")
+    found = [
+        reader.scan(path, series=series or None)
+        for path, series in zip(case.images, wanted, strict=True)
+    ]
+    if len(found) == 1 and not case.missing:
+        return found[0]
+    parts = list(found)
+    for number in case.missing:
+        parts.insert(number, _nothing(found[0]))
+    named = {str(number): scan for number, scan in enumerate(parts)}
+    joined = Scan.from_channels(named, source=f"case {case.id}")
+    if not case.missing:
+        return joined
+    first = found[0]
+    return replace(
+        joined, missing=case.missing, modality=first.modality, forms=first.forms,
+        slices=first.slices,
+    )  # fmt: skip
+
+
+def _nothing(like: Scan) -> Scan:
+    """A channel of zeros on the grid of a scan."""
+    return Scan.from_array(np.zeros(like.geometry.shape, dtype=np.uint8), like.geometry)
 
 
 def read_case_mask(case: Case, reader: Reader = HERE) -> tuple[NDArray[Any], Scan]:

@@ -13,12 +13,17 @@ CSV columns (any order, capitals do not matter):
                      of one DICOM study are a group
 ``split``            optional: ``train``, ``val``, ``test`` (left out), or the number of the fold
                      in which the case is judged
+``annotated``        optional: the labels that were looked for in this case, ``liver;spleen``; empty
+                     means all of them
+
+A field of a channel may be empty in some rows: the case has no such image.
 
 The structures of DICOM-SEG and RTSTRUCT files are known by their names, whatever their numbers;
 with a look-up file, those count that it names.
 
 What the values mean stands in ``NAME.labels.csv`` or ``labels.csv`` beside the table. JSON holds
-the same rows under ``cases``, with ``labels`` and ``channel_names`` beside them.
+the same rows under ``cases``, with ``labels`` (regions and ``ignore`` too, as nnU-Net has them) and
+``channel_names`` beside them.
 """
 
 from __future__ import annotations
@@ -30,12 +35,11 @@ from typing import Any
 from medseg.core.errors import DatasetError
 from medseg.core.labels import LabelSet
 from medseg.datasets.channels import guess_channels
-from medseg.datasets.dataset import Case, Dataset, OrganMask, Split, listing
+from medseg.datasets.dataset import Case, Dataset, OrganMask, Region, Split, listing
 from medseg.datasets.description import (
     channels_of,
     check_ids,
     distinct,
-    labels_of,
     modality_of,
     read_json,
     splits_in,
@@ -48,6 +52,7 @@ from medseg.datasets.lookup import (
     read_rows,
 )
 from medseg.datasets.organs import number_organs
+from medseg.datasets.scheme import meaning_of, with_annotations
 from medseg.datasets.studies import grouped_by_study
 from medseg.io.formats import case_name
 
@@ -75,7 +80,7 @@ def read_table(path: Path, *, lenient: bool = False) -> Dataset:
     organ_columns = {} if whole else _columns(rows[0], "label", most=0)
     if not image_columns or not (organ_columns or whole):
         raise DatasetError(str(path), expected=f"columns {_KNOWN}", got=", ".join(rows[0])[:120])
-    stated = labels_of(raw, path=path) if "labels" in raw else _beside(path)
+    stated, regions, ignore = _meaning(raw, path=path)
     labels, values = stated, dict[str, int]()
     if organ_columns:
         labels, values = number_organs(organ_columns, stated=stated, where=str(path))
@@ -84,17 +89,30 @@ def read_table(path: Path, *, lenient: bool = False) -> Dataset:
     cases = check_ids([maker.case(row, lenient=lenient) for row in kept], where=str(path))
     cases, labels = name_structures(grouped_by_study(cases), labels, where=str(path))
     channels, modalities = _channels(raw, image_columns, path=path, cases=cases)
+    labels = labels if labels is not None else labels_in_masks(cases, where=str(path))
+    told = [row.get("annotated") or None for row in kept]
+    cases = with_annotations(cases, told, labels, regions, where=str(path))
     return Dataset(
         name=str(raw.get("name") or path.stem),
         folder=path.parent,
         channels=channels,
         modalities=modalities,
-        labels=labels if labels is not None else labels_in_masks(cases, where=str(path)),
+        labels=labels,
         cases=cases,
         splits=_splits(kept, cases, path=path) or splits_in(path.parent),
         licence=str(raw.get("licence") or raw.get("license") or ""),
         layout="table",
+        regions=regions,
+        ignore=ignore,
     )
+
+
+def _meaning(
+    raw: dict[str, Any], *, path: Path
+) -> tuple[LabelSet | None, tuple[Region, ...], int | None]:
+    if "labels" in raw:
+        return meaning_of(raw, path=path)
+    return _beside(path), (), None
 
 
 class _Maker:
@@ -106,7 +124,10 @@ class _Maker:
     def case(self, row: dict[str, str], *, lenient: bool) -> Case:
         label_column = _one(row, _LABEL_COLUMNS)
         label = row.get(label_column, "") if label_column else ""
-        images = tuple(self._file(row.get(column, "")) for column in self.images.values())
+        named = [row.get(column, "") for column in self.images.values()]
+        gaps = tuple(number for number, text in enumerate(named) if not text)
+        gaps = gaps if len(gaps) < len(named) else ()
+        images = tuple(self._file(text) for n, text in enumerate(named) if n not in gaps)
         organs = [
             OrganMask(value, self._file(row[column]))
             for column, value in self.organs.items()
@@ -119,6 +140,7 @@ class _Maker:
             group=_text(row, _GROUP_COLUMNS),
             series=self._series(row),
             organs=tuple(sorted(organs, key=lambda organ: organ.value)),
+            missing=gaps,
         )
         missing = [str(file) for file in case.files if not file.exists()]
         if not lenient and (missing or not case.masks):
@@ -132,7 +154,11 @@ class _Maker:
 
     def _series(self, row: dict[str, str]) -> tuple[str, ...]:
         stated = {column.casefold().replace(":", "_"): text for column, text in row.items()}
-        own = [stated.get(f"series_{name}".casefold(), "") for name in self.images]
+        own = [
+            stated.get(f"series_{name}".casefold(), "")
+            for name, column in self.images.items()
+            if row.get(column)
+        ]
         series = tuple(text or stated.get("series", "") for text in own)
         return series if any(series) else ()
 
@@ -163,6 +189,8 @@ def _flat(row: dict[str, Any]) -> dict[str, str]:
     for key, value in row.items():
         if isinstance(value, dict):
             flat |= {f"{key.casefold()}_{name}": str(text) for name, text in value.items()}
+        elif key.casefold() == "annotated" and isinstance(value, list):
+            flat["annotated"] = ";".join(str(name) for name in value)
         elif isinstance(value, list):
             flat |= {f"{key.casefold()}_{number}": str(text) for number, text in enumerate(value)}
         elif value is not None:

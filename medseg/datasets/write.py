@@ -143,11 +143,12 @@ def _check_request(dataset: Dataset, out: Path, *, layout: str) -> None:
         raise InputError(
             f"--out {out}", expected="a folder outside the dataset", got="one inside it"
         )
-    if dataset.regions or dataset.ignore is not None:
+    special = any(case.annotated is not None or case.missing for case in dataset.cases)
+    if dataset.regions or dataset.ignore is not None or special:
         raise InputError(
             f"dataset '{dataset.name}'",
-            expected="labels of one value each",
-            got="regions or an 'ignore' label",
+            expected="labels of one value each, and all of them in each case",
+            got="regions, an 'ignore' label, or cases with labels or channels that are not there",
             cure="Copy this dataset as it is; its meaning would be lost in another layout.",
         )
 

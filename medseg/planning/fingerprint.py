@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.core.geometry import Orientation
+from medseg.core.label_scheme import LabelScheme
 from medseg.core.labels import LabelSet, left_right_pairs
 from medseg.core.plan import ChannelFacts, Fingerprint, Triple
 from medseg.datasets.dataset import Case, Dataset
@@ -52,8 +53,9 @@ def take_fingerprint(
         progress: Called with (done, total, case id).
     """
     facts: list[_CaseFacts] = []
+    scheme = LabelScheme(labels, regions=bool(dataset.regions), ignore=dataset.ignore)
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        found = pool.map(lambda case: _facts_of(case, labels), cases)
+        found = pool.map(lambda case: _facts_of(case, scheme), cases)
         for case, one in zip(cases, found, strict=True):
             facts.append(one)
             if progress is not None:
@@ -61,7 +63,7 @@ def take_fingerprint(
     spacing = np.array([one.spacing_mm for one in facts])
     shapes = np.array([one.shape for one in facts])
     counts = np.array([one.class_counts for one in facts])
-    total = max(1, int(counts.sum()))
+    total = max(1, sum(int(np.prod(one.shape)) for one in facts))
     median_mm, low_mm = np.median(spacing, axis=0), np.percentile(spacing, 10, axis=0)
     middle, largest = np.median(shapes, axis=0), shapes.max(axis=0)
     return Fingerprint(
@@ -73,22 +75,24 @@ def take_fingerprint(
         max_shape=_ints(largest),
         channels=_channel_facts(dataset, facts),
         label_voxel_share={
-            name: float(counts[:, index].sum() / total)
-            for index, name in enumerate(labels.names, start=1)
+            name: float(counts[:, index].sum() / total) for index, name in enumerate(labels.names)
         },
         label_cases={
-            name: int((counts[:, index] > 0).sum())
-            for index, name in enumerate(labels.names, start=1)
+            name: int((counts[:, index] > 0).sum()) for index, name in enumerate(labels.names)
         },
+        regions=scheme.regions,
+        ignore=scheme.ignore,
         **_place_facts(labels, facts),
     )
 
 
-def _facts_of(case: Case, labels: LabelSet) -> _CaseFacts:
+def _facts_of(case: Case, scheme: LabelScheme) -> _CaseFacts:
     scan = read_case_image(case)
     voxels = scan.voxels()
     mask, _ = read_case_mask(case)
-    classes = labels.to_classes(mask)
+    indices = scheme.to_indices(mask)
+    classes = scheme.painted(indices)
+    counts = np.bincount(indices.ravel(), minlength=scheme.indices)
     orientation = scan.geometry.orientation_to_ras()
     turned = scan.geometry.reoriented(orientation)
     where = np.flatnonzero(classes)
@@ -99,11 +103,17 @@ def _facts_of(case: Case, labels: LabelSet) -> _CaseFacts:
         shape=turned.shape,
         spacing_mm=turned.spacing_mm,
         flat=turned.shape[2] == 1,
-        foreground=flat[:, picks].astype(np.float32),
-        zero_share=1 - np.count_nonzero(flat, axis=1) / flat.shape[1],
-        class_counts=np.bincount(classes.ravel(), minlength=len(labels) + 1).astype(np.int64),
-        places=_places(classes, where, orientation, labels=len(labels)),
+        foreground=_told(flat[:, picks].astype(np.float32), scan.missing),
+        zero_share=_told(1 - np.count_nonzero(flat, axis=1) / flat.shape[1], scan.missing),
+        class_counts=counts @ scheme.membership,
+        places=_places(classes, where, orientation, labels=len(scheme.labels)),
     )
+
+
+def _told(figures: NDArray[Any], missing: tuple[int, ...]) -> NDArray[Any]:
+    """Figures by channel; NaN for those that the case has no image of."""
+    figures[list(missing)] = np.nan
+    return figures
 
 
 def _places(
@@ -142,11 +152,11 @@ def _place_facts(labels: LabelSet, facts: list[_CaseFacts]) -> dict[str, Any]:
 
 def _channel_facts(dataset: Dataset, facts: list[_CaseFacts]) -> tuple[ChannelFacts, ...]:
     values = np.concatenate([one.foreground for one in facts], axis=1)
-    zeros = np.mean([one.zero_share for one in facts], axis=0)
+    zeros = np.array([one.zero_share for one in facts])
     rows = []
     named = zip(dataset.channels, dataset.modalities, strict=True)
     for index, (name, modality) in enumerate(named):
-        own = values[index] if values.shape[1] else np.zeros(1, dtype=np.float32)
+        own, empty = _finite(values[index]), _finite(zeros[:, index])
         low, high = np.percentile(own, [0.5, 99.5])
         rows.append(
             ChannelFacts(
@@ -156,10 +166,16 @@ def _channel_facts(dataset: Dataset, facts: list[_CaseFacts]) -> tuple[ChannelFa
                 foreground_std=float(own.std(dtype=np.float64)),
                 percentile_00_5=float(low),
                 percentile_99_5=float(high),
-                zero_share=float(zeros[index]),
+                zero_share=float(empty.mean()),
             )
         )
     return tuple(rows)
+
+
+def _finite(values: NDArray[Any]) -> NDArray[Any]:
+    """Those that are no NaN; a single 0 where none is left."""
+    kept = values[np.isfinite(values)]
+    return kept if kept.size else np.zeros(1, dtype=values.dtype)
 
 
 def _floats(values: NDArray[Any]) -> tuple[float, float, float]:

@@ -175,13 +175,15 @@ def _plan_of_size(fingerprint: Fingerprint, labels: LabelSet, means: Means, *, s
         labels=labels,
         channels=tuple(_channel_plan(facts) for facts in fingerprint.channels),
         modality=fingerprint.channels[0].modality,
+        activation="regions" if fingerprint.regions else "softmax",
+        ignore=fingerprint.ignore,
         spacing_mm=spacing,
         patch_size=patch,
         network=NetworkPlan(
             name=size.network,
             spatial_dims=2 if flat else 3,
             in_channels=len(fingerprint.channels),
-            classes=len(labels) + 1,
+            classes=len(labels) + (not fingerprint.regions),
             strides=strides,
             kernels=kernels,
             features=tuple(

@@ -263,7 +263,7 @@ def _check_values(
                 "Name them in the dataset, or correct the mask.", tuple(strange),
             )
         )  # fmt: skip
-    if not found:
+    if not found and case.annotated is None:
         findings.append(
             Finding(
                 "empty-mask", "error", case.id, "at least one voxel of a label",

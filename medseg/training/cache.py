@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,19 @@ class CachedCase:
     Attributes:
         case_id: The dataset's name of it.
         image: (C, I, J, K) float32, memory-mapped.
-        label: (I, J, K) uint8 or uint16 class indices, memory-mapped.
-        places: For each class that occurs, (n, 3) voxels that belong to it.
+        label: (I, J, K) uint8 or uint16 indices of the plan's label scheme, memory-mapped.
+        places: For each index that occurs, (n, 3) voxels that have it; of background only where
+            some voxels are to be ignored, and never of these.
+        known: For each label whether it was annotated in this case; None where all were.
+        missing: Channels that the case has no image of; they are 0.
     """
 
     case_id: str
     image: NDArray[np.float32]
     label: NDArray[Any]
     places: dict[int, NDArray[Any]]
+    known: tuple[bool, ...] | None = None
+    missing: tuple[int, ...] = ()
 
 
 def build_cache(
@@ -72,7 +77,8 @@ def build_cache(
         note = _note(case, key)
         if _read_note(home) != note:
             _preprocess(case, plan, home, note)
-        return _open(case.id, home)
+        known = plan.scheme.known(case.annotated)
+        return replace(_open(case.id, home), known=known, missing=case.missing)
 
     done: list[CachedCase] = []
     with ThreadPoolExecutor(max_workers=workers) as pool:
@@ -90,6 +96,8 @@ def _plan_key(plan: Plan) -> str:
         "channels": [channel.model_dump() for channel in plan.channels],
         "sources": [label.sources for label in plan.labels.labels],
     }
+    if plan.activation == "regions" or plan.ignore is not None:
+        parts |= {"regions": plan.activation == "regions", "ignore": plan.ignore}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -107,6 +115,8 @@ def _note(case: Case, key: str) -> str:
         note["structures"] = [[label.value, label.name] for label in case.structures.labels]
     if case.series:
         note["series"] = case.series
+    if case.missing:
+        note["missing"] = case.missing
     return json.dumps(note, sort_keys=True)
 
 
@@ -125,20 +135,25 @@ def _preprocess(case: Case, plan: Plan, home: Path, note: str) -> None:
         {"image": read_case_image(case), "label": label_scan}
     )
     image = np.ascontiguousarray(data["image"].as_tensor().numpy())
-    kind = np.uint8 if len(plan.labels) <= 255 else np.uint16
-    label = np.ascontiguousarray(data["label"].as_tensor().numpy()[0].astype(kind))
+    image[list(case.missing)] = 0
+    scheme = plan.scheme
+    label = np.ascontiguousarray(data["label"].as_tensor().numpy()[0].astype(scheme.dtype))
     assert geometry_of(data["image"]).difference(geometry_of(data["label"])) is None
-    for name, array in (("image", image), ("label", label), ("places", _places(label))):
+    places = _places(label, ignored=scheme.ignored)
+    for name, array in (("image", image), ("label", label), ("places", places)):
         with whole_file(home / f"{name}.npy") as temporary:
             np.save(temporary, array)
     write_text(home / "note.json", note)
 
 
-def _places(label: NDArray[Any]) -> NDArray[np.int32]:
-    """Rows (class, i, j, k): up to 10,000 evenly spread voxels of each class but background."""
+def _places(label: NDArray[Any], *, ignored: int | None = None) -> NDArray[np.int32]:
+    """Rows (class, i, j, k): up to 10,000 evenly spread voxels of each class but background.
+
+    Where some voxels are to be ignored, background counts too: it is annotated like the rest.
+    """
     rows = []
     flat = label.ravel()
-    where = np.flatnonzero(flat)
+    where = np.flatnonzero(flat if ignored is None else flat != ignored)
     order = where[np.argsort(flat[where], kind="stable")]
     values, firsts = np.unique(flat[order], return_index=True)
     for value, part in zip(values, np.split(order, firsts[1:]), strict=True):

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from medseg.core.plan import Plan
 from medseg.training.cache import CachedCase
+from medseg.training.sampling import ClassSampler, Spot
+from medseg.training.targets import IGNORED, Targets
 from medseg.transforms.augment import Variation, draw_variation
-from medseg.transforms.augment_space import needed_box, sample_patch, swapped
+from medseg.transforms.augment_space import needed_box, sample_patch
 from medseg.transforms.augment_values import vary_intensity
 
 _AHEAD = 3
@@ -32,11 +34,13 @@ class Draw:
         case: Index of the case.
         centre: (3,) centre of the patch in voxels of the case.
         variation: Rotation, intensity and so on.
+        blank: Channels that are 0: the case has no image of them, or chance left them out.
     """
 
     case: int
     centre: NDArray[np.float64]
     variation: Variation
+    blank: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,14 @@ class Batches:
         self.waited_s = 0.0
         self._spacing = np.array([side or 1.0 for side in plan.spacing_mm])
         self._sideways = plan.axis_order.index(0)
-        names = plan.labels.names
-        self._pairs = [
-            (names.index(left) + 1, names.index(right) + 1)
-            for left, right in plan.inference.left_right_pairs
-        ]
+        self._sampler = ClassSampler(self.cases, plan)
+        self._partly = any(case.known is not None for case in self.cases)
+        scheme = plan.scheme
+        # What an index becomes, as it is and where left and right are exchanged.
+        tables = [np.arange(scheme.indices), scheme.mirrored(plan.inference.left_right_pairs)]
+        if scheme.ignored is not None:
+            tables = [np.where(table == scheme.ignored, IGNORED, table) for table in tables]
+        self._tables = [torch.from_numpy(table).to(device) for table in tables]
 
     @property
     def step_size(self) -> int:
@@ -115,12 +122,12 @@ class Batches:
         numbers = [(n * lot.parts + part) * lot.processes + lot.process for n in range(size)]
         return [self._draw_sample(step, number) for number in numbers]
 
-    def batch(self, step: int, part: int = 0) -> tuple[Tensor, Tensor]:
-        """Images (N, C, *patch) float32 and labels (N, *patch) int64 of a part of a step."""
+    def batch(self, step: int, part: int = 0) -> tuple[Tensor, Targets]:
+        """Images (N, C, *patch) float32 of a part of a step, and their truth."""
         draws = self.draw(step, part)
         return self._finish(draws, [self._read(draw) for draw in draws])
 
-    def iterate(self, first_step: int) -> Generator[tuple[Tensor, Tensor]]:
+    def iterate(self, first_step: int) -> Generator[tuple[Tensor, Targets]]:
         """Batches from a step on, part by part, without end.
 
         Time spent waiting adds up in ``waited_s``.
@@ -134,7 +141,9 @@ class Batches:
             self.waited_s += time.perf_counter() - started
             yield ready
 
-    def _iterate_ahead(self, places: Iterator[tuple[int, int]]) -> Generator[tuple[Tensor, Tensor]]:
+    def _iterate_ahead(
+        self, places: Iterator[tuple[int, int]]
+    ) -> Generator[tuple[Tensor, Targets]]:
         with ThreadPoolExecutor(self.workers) as pool:
             queue: deque[tuple[list[Draw], list[Future[_Box]]]] = deque()
             while True:
@@ -151,21 +160,46 @@ class Batches:
         training = self.plan.training
         rng = np.random.default_rng([self.seed, step, sample])
         index = self._case_at(step * self.step_size + sample)
-        case = self.cases[index]
         variation = draw_variation(
             rng,
             training.augmentation,
             spatial_dims=self.plan.network.spatial_dims,
             spacing=self._spacing,
         )
-        patch, size = np.array(self.plan.patch_size), np.array(case.label.shape)
-        low, high = np.minimum(0, size - patch), np.maximum(0, size - patch)
+        low, high = self._reach(index)
         start = rng.integers(low, high, endpoint=True)
-        if self._wants_foreground(rng, sample) and case.places:
-            classes = sorted(case.places)
-            voxels = case.places[classes[rng.integers(len(classes))]]
-            start = np.clip(voxels[rng.integers(len(voxels))] - patch // 2, low, high)
-        return Draw(index, start + (patch - 1) / 2, variation)
+        spot = self._spot(rng, index, sample)
+        patch = np.array(self.plan.patch_size)
+        if spot is not None:
+            index = spot.case
+            start = np.clip(spot.voxel - patch // 2, *self._reach(index))
+        blank = self._blank(index, step, sample)
+        return Draw(index, start + (patch - 1) / 2, variation, blank)
+
+    def _reach(self, case: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First and last place where a patch of a case may start."""
+        over = np.array(self.cases[case].label.shape) - np.array(self.plan.patch_size)
+        return np.minimum(0, over), np.maximum(0, over)
+
+    def _spot(self, rng: np.random.Generator, case: int, sample: int) -> Spot | None:
+        """What the patch is centred on; None for anywhere."""
+        if self._wants_foreground(rng, sample):
+            spot = self._sampler.foreground(rng, case)
+            if spot is not None:
+                return spot
+        return self._sampler.anywhere(rng, case)
+
+    def _blank(self, case: int, step: int, sample: int) -> tuple[int, ...]:
+        """Channels that are left out of a sample; one that is there always stays."""
+        missing, share = self.cases[case].missing, self.plan.training.channel_dropout
+        there = [n for n in range(len(self.plan.channels)) if n not in missing]
+        if share == 0 or len(there) < 2:
+            return missing
+        # A generator of its own, so that other draws are the same with and without.
+        rng = np.random.default_rng([self.seed, step, sample, 1])
+        stays = there[rng.integers(len(there))]
+        out = [n for n in there if rng.random() < share and n != stays]
+        return tuple(sorted((*missing, *out)))
 
     def _wants_foreground(self, rng: np.random.Generator, sample: int) -> bool:
         """The last samples of a step, so that each step holds its share; one alone by chance."""
@@ -192,7 +226,7 @@ class Batches:
             image, label = image.pin_memory(), label.pin_memory()
         return _Box(image, label, draw.centre - low)
 
-    def _finish(self, draws: list[Draw], boxes: list[_Box]) -> tuple[Tensor, Tensor]:
+    def _finish(self, draws: list[Draw], boxes: list[_Box]) -> tuple[Tensor, Targets]:
         images, labels = [], []
         for draw, box in zip(draws, boxes, strict=True):
             image, label = sample_patch(
@@ -203,10 +237,28 @@ class Batches:
                 nearest=(False, True),
             )
             images.append(image)
-            exchanged = self._pairs if self._sideways in draw.variation.mirrored else ()
-            labels.append(swapped(label[0], exchanged))
+            labels.append(self._tables[self._exchanged(draw)][label[0].long()])
         batch = vary_intensity(torch.stack(images), [draw.variation for draw in draws])
-        return batch, torch.stack(labels).long()
+        for number, draw in enumerate(draws):
+            batch[number, list(draw.blank)] = 0
+        return batch, Targets(torch.stack(labels), self._known(draws))
+
+    def _exchanged(self, draw: Draw) -> bool:
+        return self._sideways in draw.variation.mirrored
+
+    def _known(self, draws: list[Draw]) -> Tensor | None:
+        """(N, labels) bool; None where every case knows all."""
+        if not self._partly:
+            return None
+        names, rows = self.plan.labels.names, []
+        for draw in draws:
+            known = self.cases[draw.case].known or (True,) * len(names)
+            row = dict(zip(names, known, strict=True))
+            for left, right in self.plan.inference.left_right_pairs:
+                if self._exchanged(draw):
+                    row[left], row[right] = row[right], row[left]
+            rows.append([row[name] for name in names])
+        return torch.tensor(rows, device=self.device)
 
 
 def _small(label: NDArray[Any]) -> NDArray[Any]:

@@ -173,12 +173,13 @@ class _Areas:
     @classmethod
     def of(cls, found: Evidence) -> _Areas:
         parts = (found.overlap, found.predicted, found.present)
-        kept = (torch.where(found.known > 0, part, 0.0).sum(dim=0) for part in parts)
-        return cls(*kept, found.known.sum(dim=0))
+        kept = [torch.where(found.known > 0, part, 0.0).sum(dim=0) for part in parts]
+        return cls(kept[0], kept[1], kept[2], found.known.sum(dim=0))
 
     @classmethod
     def unpacked(cls, vector: Tensor, labels: int) -> _Areas:
-        return cls(*vector[: 4 * labels].split(labels))
+        overlap, predicted, present, known = vector[: 4 * labels].split(labels)
+        return cls(overlap, predicted, present, known)
 
     @property
     def labels(self) -> int:
@@ -228,12 +229,12 @@ def dice_ce_loss(logits: Tensor, labels: Tensor, *, total: Total = alone) -> Ten
 
 
 def deep_supervision_loss(
-    outputs: Sequence[Tensor], labels: Tensor, *, total: Total = alone
+    outputs: Sequence[Tensor], targets: Targets, *, total: Total = alone
 ) -> Tensor:
     """Dice + cross-entropy at each resolution, halving in weight from one to the next."""
     weights = [0.5**level for level in range(len(outputs))]
-    loss = torch.zeros((), device=labels.device)
+    loss = torch.zeros((), device=targets.labels.device)
     for weight, logits in zip(weights, outputs, strict=True):
-        shrunk = Targets(labels).shrunk(logits.shape[2:]).labels
-        loss = loss + weight * dice_ce_loss(logits, shrunk, total=total)
+        shrunk = targets.shrunk(logits.shape[2:])
+        loss = loss + weight * dice_ce_loss(logits, shrunk.labels, total=total)
     return loss / sum(weights)

@@ -6,7 +6,7 @@ apart; on voxels of equal sides values are MONAI's, which knows no spacing and n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.evaluation.nearest import distance_transform
+
+# From a mask and its spacing to a number per voxel.
+Field = Callable[[NDArray[np.bool_], Sequence[float]], NDArray[np.float32]]
 
 
 class Maps:
@@ -56,8 +59,9 @@ def hausdorff_sums(maps: Maps, spacing_mm: Sequence[float]) -> Tensor:
     """
 
     def squared(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float32]:
-        both = distance_transform(~mask, spacing) + distance_transform(mask, spacing)
-        return np.square(both)
+        both: NDArray[np.float32] = distance_transform(~mask, spacing)
+        both += distance_transform(mask, spacing)
+        return both * both
 
     near = _each(maps.truth, squared, spacing_mm)
     near += _each(maps.probability.detach(), squared, spacing_mm)
@@ -82,12 +86,11 @@ def cldice_sums(maps: Maps, *, iterations: int, smooth: float = 1.0) -> Tensor:
     return torch.stack((losses.sum(), torch.full_like(losses, 1.0).sum()))
 
 
-def _each(maps: Tensor, field: object, spacing_mm: Sequence[float]) -> Tensor:
+def _each(maps: Tensor, field: Field, spacing_mm: Sequence[float]) -> Tensor:
     """A field of distances for the mask (> 0.5) of each sample and label.
 
     0 where a mask has no border: the loss says nothing there.
     """
-    assert callable(field)
     finest = min(spacing_mm)
     spacing = [side / finest for side in spacing_mm]
     masks = (maps > 0.5).cpu().numpy()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medseg.core.plan import Plan
 from medseg.evaluation.overlap import dice, overlap_counts
 from medseg.inference.predictor import Predictor
 from medseg.training.cache import CachedCase
@@ -17,9 +19,23 @@ from medseg.training.cache import CachedCase
 def predicted_classes(
     predictor: Predictor, cases: Sequence[CachedCase]
 ) -> Iterator[tuple[CachedCase, NDArray[Any]]]:
-    """Each case with its predicted class indices (I, J, K)."""
+    """Each case with its predicted class indices (I, J, K).
+
+    The case comes back with its label as a mask shows it: class indices, a later region over an
+    earlier one. What is to be ignored is background in both.
+    """
     for case in cases:
-        yield case, predictor.classes(torch.from_numpy(np.array(case.image)))
+        prediction = predictor.classes(torch.from_numpy(np.array(case.image)))
+        yield _side_by_side(case, prediction, predictor.plan)
+
+
+def _side_by_side(
+    case: CachedCase, prediction: NDArray[Any], plan: Plan
+) -> tuple[CachedCase, NDArray[Any]]:
+    scheme, indices = plan.scheme, np.asarray(case.label)
+    if scheme.ignored is not None:
+        prediction = np.where(indices == scheme.ignored, 0, prediction)
+    return replace(case, label=scheme.painted(indices)), prediction
 
 
 def class_dice(
@@ -30,13 +46,45 @@ def class_dice(
     return np.array([dice(counts[index]) for index in range(1, classes)])
 
 
+def case_dice(prediction: NDArray[Any], case: CachedCase, plan: Plan) -> NDArray[np.float64]:
+    """Dice of each label; NaN where both are empty, or where it was not annotated.
+
+    Of a region everything counts that it contains, also where another one is painted over it.
+
+    Args:
+        prediction: (I, J, K) class indices, from the network.
+        case: As it lies in the cache.
+        plan: With the label scheme.
+    """
+    scheme, indices = plan.scheme, np.asarray(case.label)
+    if scheme.ignored is not None:
+        prediction = np.where(indices == scheme.ignored, 0, prediction)
+    if scheme.regions:
+        found = np.array(
+            [
+                _binary_dice(scheme.shown[prediction, n], scheme.membership[indices, n])
+                for n in range(len(plan.labels))
+            ]
+        )
+    else:
+        found = class_dice(prediction, scheme.painted(indices), len(plan.labels) + 1)
+    if case.known is not None:
+        found[~np.array(case.known)] = np.nan
+    return found
+
+
+def _binary_dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
+    return dice(overlap_counts(prediction.view(np.uint8), reference.view(np.uint8), [1])[1])
+
+
 def mean_class_dice(predictor: Predictor, cases: Sequence[CachedCase]) -> NDArray[np.float64]:
-    """Mean Dice of each class over cases; NaN for a class that no case has."""
-    classes = predictor.plan.network.classes
-    rows = []
-    for case, prediction in predicted_classes(predictor, cases):
-        rows.append(class_dice(prediction, np.asarray(case.label), classes))
-    return mean_over_cases(np.array(rows).reshape(-1, classes - 1))
+    """Mean Dice of each label over cases; NaN for a label that no case has."""
+    plan = predictor.plan
+    rows = [
+        case_dice(predictor.classes(torch.from_numpy(np.array(case.image))), case, plan)
+        for case in cases
+    ]
+    return mean_over_cases(np.array(rows).reshape(-1, len(plan.labels)))
 
 
 def mean_over_cases(table: NDArray[np.float64]) -> NDArray[np.float64]:

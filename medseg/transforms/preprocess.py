@@ -248,6 +248,7 @@ def preprocess_scan(scan: Scan, plan: Plan) -> tuple[Tensor, RestoreRecord]:
         data, geometry = data[:, *crop], geometry.cut(crop)
     # Before resampling, so that metal and other extremes are clipped before they spread.
     data = normalised(data, plan.channels)
+    data[list(scan.missing)] = 0
     data, geometry = resampled(
         data, geometry, spacing_mm=plan.spacing_mm, resampling=plan.resampling
     )

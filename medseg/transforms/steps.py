@@ -11,6 +11,7 @@ from monai.transforms.compose import Compose
 from monai.transforms.transform import MapTransform, Transform
 
 from medseg.core.errors import MedsegError
+from medseg.core.label_scheme import LabelScheme
 from medseg.core.labels import LabelSet
 from medseg.core.plan import ChannelPlan, Plan, ResamplingPlan, Spacing, Triple
 from medseg.transforms import preprocess
@@ -122,13 +123,13 @@ class ResampleMaskToSpacing(Transform):
 
 
 class ToClasses(Transform):
-    """Mask values (1, I, J, K) to class indices 0..n of a label set, int32."""
+    """Mask values (1, I, J, K) to class indices 0..n of a label set, or a scheme's, int32."""
 
-    def __init__(self, labels: LabelSet) -> None:
-        self.labels = labels
+    def __init__(self, labels: LabelSet | LabelScheme) -> None:
+        self.scheme = labels if isinstance(labels, LabelScheme) else LabelScheme(labels)
 
     def __call__(self, data: MetaTensor) -> MetaTensor:
-        classes = self.labels.to_classes(data.as_tensor().numpy()).astype("int32")
+        classes = self.scheme.to_indices(data.as_tensor().numpy()).astype("int32")
         return with_geometry(torch.from_numpy(classes), geometry_of(data))
 
 
@@ -166,7 +167,7 @@ def preprocessing(plan: Plan, *, with_mask: bool = False) -> Compose:
     keys = ["image", "label"] if with_mask else ["image"]
     steps: list[Transform] = [LoadScand(["image"])]
     if with_mask:
-        steps += [LoadMaskd(["label"]), Eachd(["label"], ToClasses(plan.labels))]
+        steps += [LoadMaskd(["label"]), Eachd(["label"], ToClasses(plan.scheme))]
     if plan.orientation == "ras":
         steps.append(Eachd(["image"], MakeRegular()))
         if with_mask:

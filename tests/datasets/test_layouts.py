@@ -222,7 +222,7 @@ def test_regions_and_ignore_are_carried_but_not_trained(msd: Path, tmp_path: Pat
     about["regions_class_order"] = [1, 2]
     (folder / "dataset.json").write_text(json.dumps(about))
     dataset = open_dataset(folder)
-    assert dataset.regions == (Region("whole", (1, 2)), Region("core", (2,)))
+    assert dataset.regions == (Region("whole", (1, 2), 1), Region("core", (2,), 2))
     assert dataset.ignore == 3
     assert dict(zip(dataset.labels.values, dataset.labels.names, strict=True)) == {
         1: "whole", 2: "core",

@@ -48,7 +48,7 @@ def test_each_part_holds_its_share_of_foreground() -> None:
     batches = source(Portion(0, 1, 3), batch=2)
     for step in range(5):
         for part in range(3):
-            assert bool((batches.batch(step, part)[1][1] > 0).any())
+            assert bool((batches.batch(step, part)[1].labels[1] > 0).any())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
