@@ -30,6 +30,7 @@ from medseg.workflows.predict import (
     options_of,
     raise_all_failed,
 )
+from medseg.workflows.qc import by_trust
 from medseg.workflows.work import Work, mask_path, told
 
 FOLDER = ".medseg"
@@ -88,6 +89,7 @@ class _Sorted:
     todo: list[Job] = field(default_factory=list)
     attempts: dict[str, int] = field(default_factory=dict)
     keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+    provenances: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def predict_batch(
@@ -120,7 +122,8 @@ def predict_batch(
 
     Returns:
         ``{"done": {case: path}, "failed": {case: message}, "kept": n, "left": n, "seconds": s}``;
-        ``kept`` were done before, ``left`` are beyond the limit. The same is written to
+        ``kept`` were done before, ``left`` are beyond the limit. With ``qc`` also ``"trust"``, as
+        ``medseg.predict`` gives it, of all that are done. The same is written to
         ``out/.medseg/summary.json``.
 
     Raises:
@@ -144,6 +147,7 @@ def predict_batch(
             "kept": len(cases_now.done),
             "left": left,
             "seconds": round(time.perf_counter() - started, 3),
+            **({"trust": by_trust(cases_now.provenances)} if wanted.qc else {}),
         }
         write_text(out / FOLDER / f"summary{batch.name}.json", json.dumps(summary, indent=1) + "\n")
     if run.errors and not run.done:
@@ -198,8 +202,10 @@ def _sort_out(jobs: Sequence[Job], ledger: Ledger, *, work: Work, batch: BatchOp
         key = case_key(job, package_sha256=work.models[0].sha256, options=work.options)
         cases.keys[case] = key
         cases.attempts[case] = max((e.facts.get("attempts", 0) for e in entries), default=0)
-        if any(_is_done(entry, job, key, work=work, verify=batch.verify) for entry in entries):
+        whole = (e for e in entries if _is_done(e, job, key, work=work, verify=batch.verify))
+        if (entry := next(whole, None)) is not None:
             cases.done[case] = str(mask_path(work.out, case))
+            cases.provenances[case] = entry.facts.get("provenance", {})
         elif entries and not batch.retry_failed and _stays_failed(entries[0], key):
             again = "(in an earlier run; --retry-failed tries it again)"
             cases.failed[case] = f"{entries[0].error} {again}"
@@ -305,6 +311,7 @@ class _Run:
         if outcome.error is None:
             entry = self._entry(case, "done", **facts)
             self.done[case] = str(outcome.files[0])
+            self._cases.provenances[case] = outcome.provenance
         else:
             reason = self.failed[case] = told(outcome.error)
             self.errors.append(outcome.error)

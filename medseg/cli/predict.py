@@ -11,6 +11,8 @@ import typer
 
 from medseg.cli.progress import progress_bar
 
+_MOST_DOUBTED = 20
+
 
 def predict_command(
     model: Annotated[Path, typer.Argument(help="RUN/model of a finished training.")],
@@ -91,6 +93,9 @@ def predict_command(
         bool, typer.Option("--measure", help="Also a table: volumes, diameters, intensities.")
     ] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also a picture.")] = False,
+    qc: Annotated[
+        bool, typer.Option("--qc", help="Judge each mask: trust and reasons, worst first.")
+    ] = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try scans again that failed before.")
     ] = False,
@@ -131,6 +136,7 @@ def predict_command(
             "maps_as": maps_as, "per_label": per_label,
             "contours": contour_format if contours else "",
             "meshes": mesh_format if meshes else "", "measure": measure, "preview": preview,
+            "qc": qc,
             "max_memory_bytes": _bytes(max_memory, "--max-memory"),
             "max_device_memory_bytes": _bytes(max_device_memory, "--max-device-memory"),
         }  # fmt: skip
@@ -161,5 +167,10 @@ def _tell(summary: dict[str, Any], out: Path) -> None:
     notes = [f"{kept} from before"] * bool(kept) + [f"{left} left"] * bool(left)
     note = f" ({', '.join(notes)})" if notes else ""
     typer.echo(f"{len(summary['done'])} masks in {out}{note}, {summary['seconds']:.1f} s")
+    doubted = [(case, one) for case, one in summary.get("trust", {}).items() if one["reasons"]]
+    for case, one in doubted[:_MOST_DOUBTED]:
+        typer.echo(f"trust {one['trust']:.2f}: {case}: {'; '.join(one['reasons'])}")
+    if len(doubted) > _MOST_DOUBTED:
+        typer.echo(f"and {len(doubted) - _MOST_DOUBTED} more with something odd; --json lists all")
     for case, reason in summary["failed"].items():
         typer.echo(f"failed: {case}: {reason}", err=True)

@@ -22,6 +22,7 @@ from medseg.core.plan import Plan
 from medseg.core.scan import Scan
 from medseg.inference.accumulator import Accumulator, Consume, Whole
 from medseg.inference.backends import Backend
+from medseg.inference.confidence import Confidence
 from medseg.inference.device import tiles_at_once
 from medseg.inference.memory import Limits, MemoryEstimate, Setup, fit
 from medseg.inference.products import Products, outlet_for
@@ -45,12 +46,14 @@ class Run:
         skipped: Those of a single value that took the logits of another of the same value.
         setup: Batch (after any out-of-memory), precision and place of the carried logits.
         estimate: Of its memory; None where it was not asked for.
+        confidence: How sure the networks are of each label, where it was asked for.
     """
 
     tiles: int
     skipped: int
     setup: Setup
     estimate: MemoryEstimate | None = None
+    confidence: dict[str, dict[str, float]] | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -58,6 +61,8 @@ class Run:
         facts: dict[str, Any] = {"logits": "fp16" if self.setup.half else "fp32"}
         if self.setup.skip_air:
             facts |= {"tiles": self.tiles, "tiles_of_one_value": self.skipped}
+        if self.confidence is not None:
+            facts["confidence"] = self.confidence
         return facts
 
 
@@ -74,7 +79,12 @@ class Predictor:
         limits: Of memory.
         skip_air: Run tiles that hold one and the same value in each channel (air, which
             clipping makes constant) once and use their logits again. Labels stay as they are.
+
+    Attributes:
+        confidence: Whether runs tell how sure the networks are of each label.
     """
+
+    confidence: bool = False
 
     def __init__(
         self,
@@ -189,12 +199,14 @@ class Predictor:
             classes=plan.network.classes,
             outlet=outlet_for(products, plan, product_sinks or {}),
         )
-        run = self._accumulate(volume, tiling, setup, restorer, spread=spread)
+        sure = Confidence(plan) if self.confidence else None
+        consume = restorer if sure is None else sure.before(restorer)
+        run = self._accumulate(volume, tiling, setup, consume, spread=spread)
         restorer.finish()
         _log.debug(
             "%d tiles (%d of one value), %d at a time", run.tiles, run.skipped, run.setup.batch
         )
-        return replace(run, estimate=found)
+        return replace(run, estimate=found, confidence=None if sure is None else sure.to_json())
 
     @torch.inference_mode()
     def logits(self, voxels: Tensor | Volume) -> Tensor:

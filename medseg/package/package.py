@@ -5,6 +5,7 @@
     model/
       model.json               plan, labels, facts of the training, metrics, licence
       weights.safetensors      one file per member: weights_0.safetensors ... for several
+      profile.json             optional: what masks and scans of the training look like
       previous/                a package of its own: the first stage of a cascade
       checksums                SHA-256 of each file, as ``sha256sum -c`` reads it; of the
                                earlier stage its ``checksums`` stands for all
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 
 from medseg.core.errors import OutputError, PackageError
 from medseg.core.plan import PLAN_FORMAT, Plan, describe, refuse_newer
+from medseg.core.profile import Profile
 from medseg.networks.build import build_network
 
 PACKAGE_FORMAT = 1
@@ -41,6 +43,7 @@ Weights = Mapping[str, Tensor]
 # Names that mean the same file in the same folder everywhere; "." and ".." are none.
 _FILE_NAME = re.compile(r"\w[\w.-]*|previous/checksums", re.ASCII)
 _PREVIOUS = "previous"
+_PROFILE = "profile.json"
 
 
 class ModelFile(BaseModel):
@@ -67,12 +70,14 @@ class ModelPackage:
         members: The weights of each member, by parameter name.
         sha256: Hash of the ``checksums`` file: the identity of the package.
         previous: The stage of a cascade that runs before; its labels are this one's channels.
+        profile: What masks and scans of its training look like, where that was learned.
     """
 
     model: ModelFile
     members: tuple[Weights, ...]
     sha256: str
     previous: ModelPackage | None = None
+    profile: Profile | None = None
 
     @property
     def plan(self) -> Plan:
@@ -91,7 +96,11 @@ class ModelPackage:
             with torch.device("meta"):
                 network = build_network(self.plan.network)
             _check_fit(network, weights)
-            single = {name: value.float() for name, value in weights.items()}
+            # Whole numbers, as of an index, stay what they are.
+            single = {
+                name: value.float() if value.is_floating_point() else value
+                for name, value in weights.items()
+            }
             network.load_state_dict(single, assign=True)
             built.append(network.eval())
         return built
@@ -103,6 +112,7 @@ def save_package(
     members: Sequence[Weights],
     *,
     previous: ModelPackage | None = None,
+    profile: Profile | None = None,
 ) -> str:
     """Write a package, whole or not at all; one that stood there is replaced at the end.
 
@@ -111,6 +121,7 @@ def save_package(
         model: What ``model.json`` is to hold.
         members: The weights of each member.
         previous: The stage of a cascade that runs before.
+        profile: What its training looked like.
 
     Returns:
         Its hash.
@@ -118,7 +129,8 @@ def save_package(
     Raises:
         OutputError: The folder cannot be written, or the disk is full.
     """
-    return write_whole(folder, lambda staging: _fill(staging, model, members, previous))
+    package = ModelPackage(model, tuple(members), "", previous, profile)
+    return write_whole(folder, lambda staging: _fill(staging, package))
 
 
 def write_whole(folder: Path, fill: Callable[[Path], str]) -> str:
@@ -172,7 +184,12 @@ def load_package(folder: str | Path) -> ModelPackage:
             where = str(folder / name)
             raise PackageError(where, expected="safetensors", got=str(error)) from error
     previous = _load_previous(folder, model, contents)
-    return ModelPackage(model, tuple(members), sha256, previous)
+    return ModelPackage(model, tuple(members), sha256, previous, _profile_of(contents, folder))
+
+
+def _profile_of(contents: Mapping[str, bytes], folder: Path) -> Profile | None:
+    text = contents.get(_PROFILE)
+    return None if text is None else Profile.from_json(text, source=str(folder / _PROFILE))
 
 
 def _load_previous(
@@ -198,7 +215,9 @@ def read_package_info(folder: str | Path) -> dict[str, Any]:
     """What ``model.json`` says, with the package's hash, after the checksums held."""
     contents, sha256 = _verified(Path(folder))
     model = _parse(contents["model.json"], Path(folder))
-    return {"sha256": sha256, **model.model_dump(mode="json")}
+    found = _profile_of(contents, Path(folder))
+    profile = None if found is None else found.summary()
+    return {"sha256": sha256, **model.model_dump(mode="json"), "profile": profile}
 
 
 def is_package(folder: str | Path) -> bool:
@@ -206,18 +225,17 @@ def is_package(folder: str | Path) -> bool:
     return (Path(folder) / "model.json").is_file()
 
 
-def _fill(
-    folder: Path,
-    model: ModelFile,
-    members: Sequence[Weights],
-    previous: ModelPackage | None = None,
-) -> str:
-    model = model.model_copy(update={"previous": _PREVIOUS if previous else ""})
+def _fill(folder: Path, package: ModelPackage) -> str:
+    previous, members = package.previous, package.members
+    model = package.model.model_copy(update={"previous": _PREVIOUS if previous else ""})
     inner = []
     if previous is not None:
         (folder / _PREVIOUS).mkdir()
-        _fill(folder / _PREVIOUS, previous.model, previous.members)
+        _fill(folder / _PREVIOUS, previous)
         inner = [f"{_PREVIOUS}/checksums"]
+    if package.profile is not None:
+        (folder / _PROFILE).write_text(package.profile.to_json() + "\n", encoding="utf-8")
+        inner.append(_PROFILE)
     (folder / "model.json").write_text(model.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for name, weights in zip(model.weights, members, strict=True):
         plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}

@@ -56,7 +56,9 @@ def _model_of(package: ModelPackage, device: torch.device, backend: str) -> Mode
     plan, sha256 = package.plan, package.sha256
     backends = Backends(backend, package.networks(), plan, device, identity=sha256)
     predictor = Predictor(backends.reference, plan, device)
-    return Model(predictor, sha256=sha256, backends=backends, previous=previous)
+    return Model(
+        predictor, sha256=sha256, backends=backends, previous=previous, profile=package.profile
+    )
 
 
 def package_of(path: str | Path) -> ModelPackage:

@@ -16,6 +16,7 @@ from medseg.core.errors import SettingsError
 from medseg.core.geometry import Geometry
 from medseg.core.labels import LabelSet
 from medseg.core.plan import Plan
+from medseg.core.profile import Profile
 from medseg.core.scan import Scan
 from medseg.inference.backends import backend_name
 from medseg.inference.choice import Backends, forwards_of
@@ -44,8 +45,10 @@ class Model:
         sha256: str,
         backends: Backends | None = None,
         previous: Model | None = None,
+        profile: Profile | None = None,
     ) -> None:
         self._predictor, self.sha256, self._previous = predictor, sha256, previous
+        self.profile = profile
         self._backends, self._lock = backends, threading.Lock()
         self._products = Products()
 
@@ -279,6 +282,17 @@ class Model:
             )
         more = copy.copy(self)
         more._lock, more._products = threading.Lock(), products
+        return more
+
+    def judging(self) -> Model:
+        """The same model, whose runs also tell how sure the networks are of each label.
+
+        Raises:
+            SettingsError: It is a set of models.
+        """
+        more = copy.copy(self)
+        more._lock, more._predictor = threading.Lock(), copy.copy(self._predictor)
+        more._predictor.confidence = True
         return more
 
     def wanting(self, labels: str | Sequence[str] | None) -> Model:

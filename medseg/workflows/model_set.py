@@ -100,6 +100,17 @@ class ModelSet(Model):
         fewer._file = self._file.model_copy(update={"members": places[own[0] :]})
         return fewer
 
+    def judging(self) -> ModelSet:
+        """Refused: masks of several models are not judged.
+
+        Raises:
+            SettingsError: Always.
+        """
+        raise SettingsError(
+            "--qc", expected="a single model", got="a set of models",
+            cure="Give one of the packages in its folder 'members'.",
+        )  # fmt: skip
+
     def giving(self, products: Products) -> ModelSet:
         """The same set, which also gives probabilities and entropy of a mean.
 

@@ -42,6 +42,7 @@ class PredictKeywords(TypedDict, total=False):
     meshes: str
     measure: bool
     preview: bool
+    qc: bool
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class PredictOptions:
         skip_air: Leave tiles of pure background out.
         per_label: With ``contours``, ``meshes``, ``measure`` and ``preview``: files to be
             written beside the mask, see :class:`~medseg.workflows.output_options.Outputs`.
+        qc: Judge each mask; trust and reasons go into sidecar and summary.
 
     Raises:
         SettingsError: A value is none of those above.
@@ -95,6 +97,7 @@ class PredictOptions:
     meshes: str = ""
     measure: bool = False
     preview: bool = False
+    qc: bool = False
 
     def __post_init__(self) -> None:
         check_grid(self.grid)
@@ -118,6 +121,11 @@ class PredictOptions:
     def outputs(self) -> Outputs:
         """What is written beside the mask."""
         return Outputs(self.per_label, self.contours, self.meshes, self.measure, self.preview)
+
+    @property
+    def need_scan(self) -> bool:
+        """Whether the intensities of the scan are needed once its mask is there."""
+        return self.outputs.need_scan or self.qc
 
     def products(self, labels: LabelSet) -> Products:
         """What is to be made beside labels.
@@ -154,6 +162,7 @@ class PredictOptions:
             "ring": self.ring,
             "skip_air": self.skip_air,
             **({"outputs": self.outputs.of_result()} if self.outputs.any else {}),
+            **({"qc": True} if self.qc else {}),
             **(maps if self.probabilities or self.entropy or self.disagreement else {}),
         }
 

@@ -17,6 +17,7 @@ from medseg.workflows.cases import Job, Source, find_cases, read_case_table
 from medseg.workflows.maps import map_path
 from medseg.workflows.options import PredictKeywords, PredictOptions
 from medseg.workflows.pipeline import Outcome, Pipeline
+from medseg.workflows.qc import by_trust
 from medseg.workflows.segment import paths_of
 from medseg.workflows.work import Work, mask_path, scan_path, told
 
@@ -58,7 +59,8 @@ def predict(
             ``save_scan``, ``backend``, limits of memory and so on.
 
     Returns:
-        ``{"done": {case: path}, "failed": {case: message}, "seconds": s}``.
+        ``{"done": {case: path}, "failed": {case: message}, "seconds": s}``; with ``qc`` also
+        ``"trust": {case: {"trust": 0 to 1, "reasons": [...]}}``, the least trusted first.
 
     Raises:
         InputError: There is nothing to segment, two inputs have one id, a mask would replace
@@ -73,12 +75,14 @@ def predict(
     done: dict[str, str] = {}
     failed: dict[str, str] = {}
     errors: list[Exception] = []
+    provenances: dict[str, dict[str, Any]] = {}
     with Pipeline(Work(models, out, wanted), jobs) as pipeline:
         for event in pipeline:
             if not isinstance(event, Outcome):
                 continue
             if event.error is None:
                 done[event.case] = str(event.files[0])
+                provenances[event.case] = event.provenance
             else:
                 failed[event.case] = told(event.error)
                 errors.append(event.error)
@@ -87,7 +91,9 @@ def predict(
                 progress(len(done) + len(failed), len(jobs), event.case)
     if errors and not done:
         raise_all_failed(errors, len(jobs))
-    return {"done": done, "failed": failed, "seconds": round(time.perf_counter() - started, 3)}
+    trust = {"trust": by_trust(provenances)} if wanted.qc else {}
+    seconds = round(time.perf_counter() - started, 3)
+    return {"done": done, "failed": failed, "seconds": seconds, **trust}
 
 
 def options_of(keywords: PredictKeywords) -> PredictOptions:
@@ -123,6 +129,8 @@ def load_models(model: str | Path | Model, device: str, options: PredictOptions)
         names = device_names(device)
         models = [load_model(model, name, backend=options.backend) for name in names]
     models = [one.wanting(options.labels) for one in models]
+    if options.qc:
+        models = [one.judging() for one in models]
     products = options.products(models[0].labels)
     return [
         one.within(options.limits, skip_air=options.skip_air).giving(products) for one in models

@@ -29,6 +29,7 @@ from medseg.io.dicom_studies import Study
 from medseg.io.formats import is_dicom_source, read_scan, write_mask
 from medseg.io.nifti_scan import write_nifti_scan
 from medseg.postprocess.chain import apply_chain
+from medseg.quality.sides import side_warnings
 from medseg.transforms.preprocess import (
     RestoreRecord,
     finite_voxels,
@@ -37,6 +38,7 @@ from medseg.transforms.preprocess import (
 )
 from medseg.workflows.maps import Maps
 from medseg.workflows.memory_scans import scan_from_memory
+from medseg.workflows.qc import noted
 from medseg.workflows.slice_table import slice_table
 
 if TYPE_CHECKING:
@@ -204,7 +206,7 @@ def finish(
         mask,
         grid,
         wanted,
-        dict(provenance or {}),
+        noted(provenance, side_warnings(mask, grid, wanted), scan.source),
         scan.forms if own else None,
         slices,
     )

@@ -31,9 +31,11 @@ from medseg.io.atomic import whole_file
 from medseg.io.nifti_slabs import write_nifti_mask_slabs
 from medseg.io.scratch import ScratchArray
 from medseg.postprocess.streamed import apply_chain_by_slab, works_by_slab
+from medseg.quality.sides import Sides
 from medseg.transforms.preprocess import RestoreRecord
 from medseg.transforms.preprocess_stream import stream_preprocessed, survey_scan, why_not_streamed
 from medseg.workflows.maps import Maps
+from medseg.workflows.qc import noted
 from medseg.workflows.segment import expected_labels, sidecar, sidecar_of
 
 Box = tuple[slice, slice, slice]
@@ -204,15 +206,16 @@ def filled_to_disk(
         fill(mask, seconds)
         with timed(seconds, "finish"):
             apply_chain_by_slab(mask, plan.postprocess, plan.labels)
-            kept = _Kept(mask, plan.labels, wanted)
+            kept, sides = _Kept(mask, plan.labels, wanted), Sides(target, wanted)
+            voxels = kept.count(sides)
             prediction = StreamedPrediction(
                 np.broadcast_to(mask.dtype.type(0), target.shape),
                 target,
                 wanted,
-                dict(provenance or {}),
+                noted(provenance, sides.warnings(), scan.source),
                 scan.forms,
                 scan.slices if grid == "source" else None,
-                kept.count(),
+                voxels,
                 seconds,
             )
         # The sidecar is complete on the disk before the mask takes its place.
@@ -264,11 +267,13 @@ class _Kept:
             slab = self._mask.read((slice(None), slice(None), slice(start, stop)))
             yield slab if self._all else self._table[slab]
 
-    def count(self) -> NDArray[np.int64]:
-        """Voxels of each value."""
-        counts = np.zeros(self._table.size, dtype=np.int64)
+    def count(self, sides: Sides) -> NDArray[np.int64]:
+        """Voxels of each value; ``sides`` counts in the same pass."""
+        counts, start = np.zeros(self._table.size, dtype=np.int64), 0
         for slab in self:
             counts += np.bincount(slab.ravel(order="K"), minlength=counts.size)
+            sides.add(slab, start)
+            start += slab.shape[2]
         return counts
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from medseg.core.errors import MedsegError, ResourceError
+from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.inference.windows import window_starts
 from medseg.io.guarded import needs_worker
 from medseg.workflows.api import Model, Result
 from medseg.workflows.cases import Job, Source
 from medseg.workflows.options import PredictOptions
+from medseg.workflows.qc import judged
 from medseg.workflows.reading import ScanReader
 from medseg.workflows.segment import (
     Prepared,
@@ -108,7 +110,7 @@ class Work:
         scan = self._with_header(source)
         # A scan that is to be written too must be held anyway, and so must a mask of which
         # more is made.
-        held = self.options.save_scan or self.options.outputs.any
+        held = self.options.save_scan or self.options.outputs.any or self.options.qc
         large = scan is not None and not held and model.must_stream(scan)
         if scan is None or not large:
             scan = reader.read(scan or source, model.plan)
@@ -136,8 +138,8 @@ class Work:
         # Slices that were bridged are written as they are, so read once more; else the scan
         # is at hand.
         bridged = prepared.record.slices is not None
-        kept = (self.options.save_scan or self.options.outputs.need_scan) and not bridged
-        return Ready(scan if kept else source, prepared, opened.input_sha256)
+        wanted = self.options.save_scan or self.options.need_scan
+        return Ready(scan if wanted and not bridged else source, prepared, opened.input_sha256)
 
     def is_small(self, ready: Ready | Opened) -> bool:
         """Whether a device has room for another such case beside it."""
@@ -186,11 +188,18 @@ class Work:
             save_scan(ready.source, self.models[0].plan, result.prediction, files[-1])
         for maps in ready.prepared.maps:
             files += maps.write(mask, result.prediction)
-        files += self._besides(mask, ready, result)
+        plan, prediction = self.models[0].plan, result.prediction
+        voxels = voxels_of(ready.source, plan, prediction) if self.options.need_scan else None
+        if self.options.qc:
+            prediction = judged(prediction, self.models[0].profile, voxels)
+            result = Result(prediction)
+        files += self._besides(mask, prediction, voxels)
         result.save(mask)
         return Written(files, result.provenance)
 
-    def _besides(self, mask: Path, ready: Ready, result: Result) -> list[Path]:
+    def _besides(
+        self, mask: Path, prediction: Prediction, voxels: NDArray[Any] | None
+    ) -> list[Path]:
         """What is made of the mask."""
         wanted, plan = self.options.outputs, self.models[0].plan
         if not wanted.any:
@@ -198,8 +207,6 @@ class Work:
         # Contours, meshes and pictures take a while to load.
         from medseg.workflows.outputs import write_outputs
 
-        prediction = result.prediction
-        voxels = voxels_of(ready.source, plan, prediction) if wanted.need_scan else None
         return write_outputs(
             prediction, mask, wanted, voxels=voxels, modality=plan.modality,
             channels=[channel.name for channel in plan.channels],

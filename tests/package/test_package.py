@@ -94,7 +94,7 @@ def test_model_json_can_be_read_by_people(folder: Path) -> None:
     assert [label["name"] for label in data["plan"]["labels"]["labels"]] == ["low", "high"]
     assert is_package(folder)
     facts = read_package_info(folder)
-    assert facts == {"sha256": load_package(folder).sha256, **data}
+    assert facts == {"sha256": load_package(folder).sha256, **data, "profile": None}
 
 
 @pytest.mark.parametrize("name", ["model.json", "weights_0.safetensors", "weights_1.safetensors"])
