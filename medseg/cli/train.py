@@ -36,13 +36,25 @@ def train_command(
     fold: Annotated[
         str | None, typer.Option("--fold", help="0 to 4, all (each in turn) or all-data.")
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--from", help="Begin with the weights of this model; labels may differ."),
+    ] = None,
     labels: Annotated[
         str | None, typer.Option("--labels", help="Select and merge, e.g. liver=1+2,tumour=2.")
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option("--network", help="unet, residual_unet_l, deeplab ... (docs/networks.md)."),
     ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Wall time of the whole run, e.g. 10min.")
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Instead of a budget.")] = None,
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option("--checkpoint-every", help="Time between two checkpoints; default 5min."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")
     ] = None,
@@ -51,21 +63,28 @@ def train_command(
         bool, typer.Option("--deterministic", help="Bit-equal weights for equal input.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the stopped run in --out.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out; with more --epochs or --budget, also a done one.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train an organ segmenter on a dataset.
 
     Ctrl-C or SIGTERM ends at the next step; the same command with --resume goes on.
+    Several GPUs: torchrun --nproc-per-node=2 -m medseg train ...
 
     Example: medseg train data/Task04 --out runs/hippocampus --fold 0 --budget 10min
     """
     from medseg.workflows.train import train
 
     settings: dict[str, Any] = {
-        "set": pairs or [], "fold": fold, "labels": labels, "budget": budget, "epochs": epochs,
+        "set": pairs or [], "fold": fold, "start_from": start_from, "labels": labels,
+        "budget": budget, "epochs": epochs, "checkpoint_every": checkpoint_every,
         "device": device, "seed": seed, "deterministic": deterministic or None,
+        "network": network,
     }  # fmt: skip
     with _stop_signal() as stop, _phases() as progress:
         result = train(
@@ -77,6 +96,8 @@ def train_command(
             stop=stop.is_set,
             **settings,
         )
+    if not result:  # of the processes that train together, one speaks
+        return
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -85,11 +106,11 @@ def train_command(
 
 @contextmanager
 def _stop_signal() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a request; a second Ctrl-C ends at once."""
+    """Turn Ctrl-C or SIGTERM into a request; a second Ctrl-C ends at once."""
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
         stderr_console().print("stopping after this step; the state is saved")
@@ -136,4 +157,5 @@ def _show(result: dict[str, Any]) -> None:
         console.print(f"mean Dice over folds: {metrics['mean']['dice']:.4f}")
     seconds = ", ".join(f"{phase} {took:.0f} s" for phase, took in result["seconds"].items())
     console.print(f"{result['steps']} steps; {seconds}", highlight=False)
-    console.print(f"model: {result['model']}", highlight=False, soft_wrap=True)
+    for what in ("model", "report"):
+        console.print(f"{what}: {result[what]}", highlight=False, soft_wrap=True)

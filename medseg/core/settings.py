@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -24,7 +25,7 @@ _PROJECT_CONFIGS = Path(__file__).parents[2] / "configs"
 _SHIPPED_CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def seconds(text: str | float) -> float:
+def seconds(text: str | float, *, what: str = "budget") -> float:
     """Read a span of time: ``"90"``, ``"45s"``, ``"10min"``, ``"1.5h"``, in seconds.
 
     Raises:
@@ -33,7 +34,7 @@ def seconds(text: str | float) -> float:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", str(text).lower())
     if not match or (match[2] and match[2] not in _UNITS_S) or float(match[1]) <= 0:
         raise SettingsError(
-            "budget",
+            what,
             expected="a time such as 90s, 10min or 2h",
             got=repr(text),
         )
@@ -53,6 +54,12 @@ class TrainSettings(BaseModel):
     labels: str | None = Field(default=None, description="Select, merge and rename labels.")
     budget_s: float | None = Field(default=None, gt=0, description="Wall time of the whole run.")
     epochs: int | None = Field(default=None, ge=1, description="Used when there is no budget.")
+    start_from: str | None = Field(
+        default=None, description="Model package whose weights to begin with."
+    )
+    checkpoint_every_s: float = Field(
+        default=300.0, ge=0, description="Seconds from one checkpoint to the next."
+    )
     device: str = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)
     deterministic: bool = False
@@ -102,8 +109,9 @@ class TrainSettings(BaseModel):
             if ours & set(given) and not other & set(given):
                 merged = {key: value for key, value in merged.items() if key not in other}
         merged.update(given)
-        if "budget" in merged:
-            merged["budget_s"] = seconds(merged.pop("budget"))
+        for span in ("budget", "checkpoint_every"):
+            if span in merged:
+                merged[f"{span}_s"] = seconds(merged.pop(span), what=span)
         unknown = sorted(set(merged) - set(cls.model_fields))
         if unknown:
             near = difflib.get_close_matches(unknown[0], list(cls.model_fields), n=1)
@@ -166,6 +174,43 @@ def cache_folder() -> Path | None:
         return Path.home() / ".cache" / "medseg"
     except RuntimeError:
         return None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a launcher (torchrun) started this process beside others.
+
+    Attributes:
+        rank: Number of the process among all.
+        size: How many there are, on all machines.
+        local_rank: Number of the process on its machine.
+        restarts: How often the launcher had to start them anew.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    restarts: int = 0
+
+
+def launched() -> Launch | None:
+    """What torchrun says in the environment; None for a process that nobody launched so.
+
+    Raises:
+        SettingsError: It says half of it, or no numbers.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    # Job schedulers set some of these names, too; this one is torchrun's alone.
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    try:
+        rank, size, local = (int(os.environ[name]) for name in names)
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    except (KeyError, ValueError) as error:
+        raise SettingsError(
+            "the environment of torchrun", expected=f"numbers in {', '.join(names)}", got=str(error)
+        ) from error
+    return Launch(rank, size, local, restarts)
 
 
 def _configs_folder() -> Path:

@@ -16,6 +16,7 @@ _WIDTH, _LEFT, _RIGHT = 760, 190, 20
 _ROW = 24
 _NAME_CHARACTERS = 26
 _MOST_POINTS = 400
+_CURVES_PX = 230
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,84 @@ class Strip:
     name: str
     points: Sequence[tuple[str, float]]
     ceiling: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a curve chart.
+
+    Attributes:
+        name: In the legend.
+        points: (x, y) in the order in which they are joined; those that are not finite are
+            left out.
+        colour: As ``#rrggbb``.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    colour: str
+
+
+def curve_chart(curves: Sequence[Curve], *, title: str, across: str, unit: str = "") -> str:
+    """Draw lines over a common axis, with a legend below.
+
+    Args:
+        curves: What to draw, the first undermost.
+        title: What the chart shows.
+        across: What the horizontal axis counts.
+        unit: Of the values.
+
+    Returns:
+        SVG markup; an empty text where there is nothing to draw.
+    """
+    shown = [(c, np.array([p for p in c.points if np.isfinite(p).all()])) for c in curves]
+    shown = [(curve, points) for curve, points in shown if len(points)]
+    if not shown:
+        return ""
+    every = np.concatenate([points for _, points in shown])
+    names = [(curve.name, curve.colour) for curve, _ in shown]
+    legend, rows = _legend(names, top=_CURVES_PX + 44)
+    height = _CURVES_PX + 40 + 20 * rows
+    x_axis = _Axis.over(every[:, 0], 70, _WIDTH - _RIGHT)
+    y_axis = _Axis.over(every[:, 1], _CURVES_PX - 10, 14)
+    parts = [_grid(x_axis, top=14, bottom=_CURVES_PX - 10, unit=escape(across)), legend]
+    for tick in y_axis.ticks:
+        y = y_axis(tick)
+        parts.append(
+            f'<line x1="{x_axis.start}" x2="{x_axis.stop}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+            f'<text x="{x_axis.start - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
+        )
+    parts.append(f'<text x="{x_axis.start - 8}" y="10" text-anchor="end">{escape(unit)}</text>')
+    for curve, points in shown:
+        # Of a very long run every n-th point is enough, and always the last.
+        kept = points[np.unique(np.linspace(0, len(points) - 1, _MOST_POINTS).astype(int))]
+        places = " ".join(f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in kept)
+        name, colour = escape(curve.name), escape(curve.colour)
+        if len(kept) == 1:
+            left, top = places.split(",")
+            parts.append(f'<circle cx="{left}" cy="{top}" r="3" fill="{colour}"/>')
+        parts.append(
+            f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="1.6">'
+            f"<title>{name}</title></polyline>"
+        )
+    return _svg(parts, height, title)
+
+
+def _legend(names: Sequence[tuple[str, str]], *, top: int) -> tuple[str, int]:
+    """Names with their colours, row by row; the markup and the number of rows."""
+    parts, left, row = [], 70, 0
+    for name, colour in names:
+        short = name if len(name) <= _NAME_CHARACTERS else name[:25] + "…"
+        width = 34 + 7 * len(short)
+        if left + width > _WIDTH and left > 70:
+            left, row = 70, row + 1
+        y = top + 20 * row
+        parts.append(
+            f'<rect x="{left}" y="{y - 9}" width="14" height="9" fill="{escape(colour)}"/>'
+            f'<text x="{left + 19}" y="{y}">{escape(short)}</text>'
+        )
+        left += width
+    return "".join(parts), row + 1
 
 
 def strip_chart(strips: Sequence[Strip], *, title: str, unit: str = "") -> str:

@@ -12,7 +12,7 @@ from medseg.inference.predictor import Predictor
 from medseg.networks.build import build_network
 from medseg.training.cache import CachedCase
 from medseg.training.loader import Batches
-from medseg.training.loop import Stepper, new_state, update_average
+from medseg.training.step import Stepper, new_state, update_average
 
 # What remains beside the cases: the last picture, the package, closing files.
 _CLOSING_S = 8.0
@@ -29,7 +29,7 @@ def typical_case(plan: Plan, fingerprint: Fingerprint) -> CachedCase:
     ]
     rng = np.random.default_rng(0)
     image = rng.standard_normal((len(plan.channels), *shape), dtype=np.float32)
-    label = rng.integers(0, min(len(plan.labels) + 1, 256), shape, dtype=np.uint8)
+    label = rng.integers(0, plan.scheme.indices, shape).astype(plan.scheme.dtype)
     return CachedCase("noise", image, label, {1: np.array([[side // 2 for side in shape]])})
 
 
@@ -44,8 +44,8 @@ def measure_step(plan: Plan, case: CachedCase, device: torch.device) -> float:
     took = []
     for step in range(1 + _PROBE_STEPS):
         started = time.perf_counter()
-        images, labels = batches.batch(step)
-        float(step_once(images, labels, 1e-6))
+        loss, _ = step_once([batches.batch(step)], 1e-6)
+        float(loss)
         update_average(state, plan.training.ema_decay)
         took.append(time.perf_counter() - started)
     return min(took[1:])

@@ -16,12 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from medseg.core.errors import FileError, InputError
 from medseg.io.atomic import write_bytes
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
+_FACTS = ("step", "elapsed_s", "best_score", "looked", "rate_scale")
 
 
 @dataclass
@@ -31,24 +33,38 @@ class TrainState:
     Attributes:
         network, average: The weights, and their exponential moving average.
         optimiser: With its moments.
+        scaler: Of the loss, for half precision.
         step: Steps that are done.
         elapsed_s: Wall time of training that is spent.
         best: The weights that did best on the inner cases; None before the first look.
         best_score: Their mean Dice.
         looked: Share of the run at the last look at the inner cases.
         history: One entry per epoch, as written to ``log.jsonl``.
+        rate_scale: The learning rate of the plan is multiplied by it: less than 1 after a loss
+            that was not finite.
+        processes: That train together.
     """
 
     network: nn.Module
     average: nn.Module
     optimiser: Optimizer
+    scaler: GradScaler
     step: int = 0
     elapsed_s: float = 0.0
     best: dict[str, Tensor] | None = None
     best_score: float = -1.0
     looked: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
-    scaler: dict[str, Any] = field(default_factory=dict)
+    rate_scale: float = 1.0
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state as tensors by name, and facts that JSON can hold."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -63,12 +79,8 @@ def environment(device: torch.device) -> dict[str, str]:
     }
 
 
-def save_checkpoint(path: Path, state: TrainState, device: torch.device) -> None:
-    """Write the state.
-
-    Raises:
-        OutputError: The disk is full; the former checkpoint is still there.
-    """
+def take_snapshot(state: TrainState) -> Snapshot:
+    """A copy of the state on the host, which further steps do not change."""
     tensors: dict[str, Tensor] = {}
     for part, module in (("network", state.network), ("average", state.average)):
         tensors |= {f"{part}.{name}": value for name, value in module.state_dict().items()}
@@ -79,17 +91,45 @@ def save_checkpoint(path: Path, state: TrainState, device: torch.device) -> None
             for name, value in moments.items()
             if isinstance(value, Tensor)
         }
+    facts = {name: getattr(state, name) for name in _FACTS}
+    facts["history"] = list(state.history)
+    facts["scaler"] = state.scaler.state_dict()
+    copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+    return Snapshot(copies, facts)
+
+
+def restore_snapshot(state: TrainState, snapshot: Snapshot, device: torch.device) -> None:
+    """Bring ``state`` to where the snapshot was taken.
+
+    Raises:
+        RuntimeError, ValueError: It is of another network.
+    """
+    tensors, facts = snapshot.tensors, snapshot.facts
+    state.network.load_state_dict(_part(tensors, "network."))
+    state.average.load_state_dict(_part(tensors, "average."))
+    _load_optimiser(state.optimiser, _part(tensors, "optimiser."))
+    if state.scaler.is_enabled() and facts["scaler"]:
+        state.scaler.load_state_dict(facts["scaler"])
+    best = _part(tensors, "best.")
+    state.best = {name: value.to(device, copy=True) for name, value in best.items()} or None
+    state.step, state.elapsed_s = int(facts["step"]), float(facts["elapsed_s"])
+    state.best_score, state.history = float(facts["best_score"]), list(facts["history"])
+    state.looked, state.rate_scale = float(facts["looked"]), float(facts["rate_scale"])
+
+
+def save_checkpoint(path: Path, state: TrainState, device: torch.device) -> None:
+    """Write the state.
+
+    Raises:
+        OutputError: The disk is full; the former checkpoint is still there.
+    """
+    snapshot = take_snapshot(state)
     facts = {
         "format": CHECKPOINT_FORMAT,
-        "step": state.step,
-        "elapsed_s": state.elapsed_s,
-        "best_score": state.best_score,
-        "looked": state.looked,
-        "history": state.history,
-        "scaler": state.scaler,
-        "environment": environment(device),
+        **snapshot.facts,
+        "environment": environment(device) | {"processes": str(state.processes)},
     }
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    plain = {name: value.contiguous() for name, value in snapshot.tensors.items()}
     write_bytes(path, save(plain, metadata={"medseg": json.dumps(facts)}))
 
 
@@ -117,20 +157,21 @@ def load_checkpoint(path: Path, state: TrainState, device: torch.device, *, exac
             got=str(error),
             cure="Start again without --resume.",
         ) from error
-    _check_environment(facts["environment"], environment(device), exact=exact)
+    if facts.get("format") != CHECKPOINT_FORMAT:
+        raise FileError(
+            str(path),
+            expected=f"checkpoint format {CHECKPOINT_FORMAT}",
+            got=f"format {facts.get('format')}",
+            cure="Go on with the medseg that wrote it, or start again in another folder.",
+        )
+    now = environment(device) | {"processes": str(state.processes)}
+    _check_environment(facts.get("environment", {}), now, exact=exact)
     try:
-        state.network.load_state_dict(_part(tensors, "network."))
-        state.average.load_state_dict(_part(tensors, "average."))
-        _load_optimiser(state.optimiser, _part(tensors, "optimiser."))
-    except (RuntimeError, ValueError) as error:
+        restore_snapshot(state, Snapshot(tensors, facts), device)
+    except (RuntimeError, ValueError, KeyError) as error:
         raise FileError(
             str(path), expected="the network of this run's plan", got=str(error).split("\n")[0]
         ) from error
-    best = _part(tensors, "best.")
-    state.best = {name: value.to(device) for name, value in best.items()} or None
-    state.step, state.elapsed_s = int(facts["step"]), float(facts["elapsed_s"])
-    state.best_score, state.history = float(facts["best_score"]), list(facts["history"])
-    state.scaler, state.looked = dict(facts["scaler"]), float(facts["looked"])
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -141,7 +182,8 @@ def _load_optimiser(optimiser: Optimizer, tensors: dict[str, Tensor]) -> None:
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, _, key = name.partition(".")
-        moments.setdefault(int(index), {})[key] = value
+        # A copy: the optimiser changes in place what it is given.
+        moments.setdefault(int(index), {})[key] = value.clone()
     layout = optimiser.state_dict()
     optimiser.load_state_dict({"state": moments, "param_groups": layout["param_groups"]})
 
@@ -155,7 +197,7 @@ def _check_environment(then: dict[str, str], now: dict[str, str], *, exact: bool
     if exact and changed:
         raise InputError(
             "--resume --deterministic",
-            expected="the same processor, threads and versions",
+            expected="the same processor, threads, processes and versions",
             got="; ".join(changed),
             cure="Resume without --deterministic, or on the same machine.",
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,51 @@ from medseg.io.atomic import write_bytes, write_text
 from medseg.report.pictures import overlay_planes
 from medseg.training.cache import CachedCase
 from medseg.training.validation import predicted_classes
+
+_CURVES = (
+    "loss", "learning_rate", "gradient_norm", "steps_per_s", "samples_per_s", "data_wait_share",
+)  # fmt: skip
+# Waiting for less than this share of the time is not worth a word.
+_LITTLE_WAIT = 0.1
+
+
+def advice(history: Sequence[Mapping[str, Any]], device_type: str) -> str | None:
+    """What to do where much of the time went by waiting for data; None where little did.
+
+    Args:
+        history: The facts of each epoch.
+        device_type: ``"cuda"`` or ``"cpu"``.
+    """
+    # The first epoch fills caches and compiles; it says little about the rest.
+    shares = [facts["data_wait_share"] for facts in history[1:] or history]
+    share = float(np.mean(shares)) if shares else 0.0
+    if share < _LITTLE_WAIT:
+        return None
+    if device_type == "cuda":
+        cure = (
+            "put the run's folder on a local disk, give the process more processor cores, or use "
+            "a larger plan.patch_size or plan.training.batch_size"
+        )
+    else:
+        cure = (
+            "batches are made by the same cores that train: lower "
+            "plan.training.augmentation.affine_probability, or train on a GPU"
+        )
+    return f"the device waited for data in {100 * share:.0f} % of the time: {cure}"
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that this process ever took, and of the GPU, in MB."""
+    found = {}
+    if sys.platform != "win32":
+        import resource
+
+        # macOS counts bytes, others kilobytes.
+        unit = 1e6 if sys.platform == "darwin" else 1e3
+        found["process_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+    if device.type == "cuda":
+        found["device_mb"] = round(torch.cuda.max_memory_reserved(device) / 1e6, 1)
+    return found
 
 
 class RunMonitor:
@@ -42,8 +88,9 @@ class RunMonitor:
         with self._log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(facts) + "\n")
         step = int(facts["step"])
-        for name in ("loss", "learning_rate", "steps_per_s", "data_wait_share"):
-            self._board.add_scalar(name, facts[name], step)
+        for name in _CURVES:
+            if facts.get(name) is not None:
+                self._board.add_scalar(name, facts[name], step)
         for label, value in facts.get("dice", {}).items():
             if value is not None:
                 self._board.add_scalar(f"dice/{label}", value, step)

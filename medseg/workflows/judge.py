@@ -13,7 +13,7 @@ from medseg import __version__
 from medseg.core.plan import Plan
 from medseg.datasets.dataset import Split
 from medseg.datasets.reading import read_case_image, read_case_mask
-from medseg.evaluation.evaluate import score_case, summarise
+from medseg.evaluation.evaluate import summarise
 from medseg.inference.predictor import Predictor
 from medseg.io.atomic import write_text
 from medseg.package.package import ModelFile, ModelPackage, load_package, save_package
@@ -22,10 +22,11 @@ from medseg.training.checkpoint import TrainState, environment
 from medseg.training.postprocessing import learn_postprocessing
 from medseg.workflows import segment
 from medseg.workflows.run import Run
+from medseg.workflows.scheme_scores import score_against_case
 
 
 def package_fold(
-    run: Run, plan: Plan, state: TrainState, inner: list[CachedCase], *, learned: int, name: str
+    run: Run, plan: Plan, state: TrainState, inner: list[CachedCase], *, facts: dict[str, Any]
 ) -> ModelPackage:
     """Write the package: the best weights, the post-processing that the inner cases chose.
 
@@ -34,8 +35,7 @@ def package_fold(
         plan: Without post-processing.
         state: At the end of the training.
         inner: Cases kept back.
-        learned: How many cases were trained on.
-        name: Of the fold.
+        facts: Of the training: the fold, and how many cases were trained on.
     """
     assert state.best is not None
     state.average.load_state_dict(state.best)
@@ -47,8 +47,7 @@ def package_fold(
         plan=final,
         licence=run.dataset.licence,
         training={
-            "fold": name,
-            "cases": learned,
+            **facts,
             "inner_cases": len(inner),
             "seed": run.settings.seed,
             "deterministic": run.settings.deterministic,
@@ -59,7 +58,7 @@ def package_fold(
             "torch": environment(run.device)["torch"],
         },
     )
-    folder = run.fold_folder(name)
+    folder = run.fold_folder(facts["fold"])
     save_package(folder / "model", model, [state.best])
     return load_package(folder / "model")
 
@@ -87,10 +86,10 @@ def validate_fold(
         classes, _ = segment.segment(scan, predictor)
         prediction = segment.finish(classes, scan, package.plan, provenance=provenance)
         segment.write(prediction, folder / "validation" / f"{case.id}.nii.gz")
-        reference = run.labels.to_values(run.labels.to_classes(read_case_mask(case)[0]))
-        scores[case.id] = score_case(
-            prediction.labels, reference, spacing_mm=scan.geometry.spacing_mm, labels=run.labels
-        )
+        scores[case.id] = score_against_case(
+            prediction.labels, read_case_mask(case)[0], case=case, plan=package.plan,
+            spacing_mm=scan.geometry.spacing_mm,
+        )  # fmt: skip
         report(number, len(split.validation), case.id)
     metrics = summarise(scores, run.labels)
     write_text(folder / "validation" / "metrics.json", json.dumps(metrics, indent=2))

@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medseg.core.errors import FileError, Interrupted, SettingsError
 from medseg.core.labels import LabelSet
 from medseg.core.plan import Plan
 from medseg.core.settings import TrainSettings
 from medseg.datasets.dataset import Dataset, Split
-from medseg.io.atomic import write_text
+from medseg.io.atomic import remove_leftovers, write_text
 from medseg.training.budget import closing_seconds
+from medseg.training.processes import Team
 from medseg.training.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Run:
     device: torch.device
     progress: Progress
     stop: Callable[[], bool]
+    team: Team = field(default_factory=Team)
+    resumed: bool = False
     began: float = field(default_factory=time.perf_counter)
 
     def phase(self, name: str) -> Callable[[int, int, str], None]:
@@ -63,16 +66,64 @@ class Run:
 
 @dataclass(frozen=True)
 class Ground:
-    """What all folds of a run stand on; kept in ``run.json``."""
+    """What all folds of a run stand on; kept in ``run.json``.
+
+    Attributes:
+        plan: What was decided.
+        case_s: Seconds that the network takes for a case.
+        step_size: Samples of a step, of all processes: it stays when their number changes.
+        prepared_s: Seconds that it took to decide.
+    """
 
     plan: Plan
     case_s: float
+    step_size: int
+    prepared_s: float = 0.0
+
+    def parts(self, processes: int) -> int:
+        """Batches of each process that make a step.
+
+        Raises:
+            SettingsError: The samples of a step cannot be shared by so many.
+        """
+        batch = self.plan.training.batch_size
+        parts, rest = divmod(self.step_size, batch * processes)
+        if rest:
+            raise SettingsError(
+                f"{processes} processes",
+                expected=f"a number that shares {self.step_size} samples a step in batches of "
+                f"{batch}",
+                got=f"{self.step_size / (batch * processes):g} batches for each",
+                cure="Go on with as many processes as before, or with one.",
+            )
+        return parts
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One of the splits of a run.
+
+    Attributes:
+        name: ``"0"`` ... or ``"all-data"``.
+        split: Cases to train on and to judge by.
+        left: How many folds are still to be trained, this one among them.
+        of: How many there are.
+    """
+
+    name: str
+    split: Split
+    left: int = 1
+    of: int = 1
+
+
+# What may differ when a run goes on: it changes nothing that is learned.
+_FREE = {"device", "checkpoint_every_s"}
 
 
 def open_run(run: Run, splits: dict[str, Split], *, resume: bool) -> Ground | None:
     """Check that the folder is new, or the very run that is to go on; its ground if laid."""
     asked = {
-        "settings": run.settings.model_dump(mode="json", exclude={"device"}),
+        "settings": run.settings.model_dump(mode="json", exclude=_FREE),
         "splits": {name: [list(s.train), list(s.validation)] for name, s in splits.items()},
     }
     note = run.folder / "run.json"
@@ -97,11 +148,11 @@ def open_run(run: Run, splits: dict[str, Split], *, resume: bool) -> Ground | No
             got="a run",
             cure="Add --resume to go on with it, or choose another folder.",
         )
+    # A process that was killed left what it had begun to write.
+    remove_leftovers(run.folder)
     try:
         was = json.loads(note.read_text(encoding="utf-8"))
-        changed = [
-            key for key in asked["settings"] if asked["settings"][key] != was["settings"].get(key)
-        ]
+        changed = _changed(was["settings"], asked["settings"])
         if changed or was["splits"] != asked["splits"]:
             raise SettingsError(
                 "--resume",
@@ -109,11 +160,56 @@ def open_run(run: Run, splits: dict[str, Split], *, resume: bool) -> Ground | No
                 got=f"other {', '.join(changed) or 'cases'}",
                 cure="Give the same command again.",
             )
-        if "plan" not in was:
-            return None
-        return Ground(Plan.model_validate(was["plan"]), float(was["case_s"]))
+        if was["settings"] != asked["settings"]:
+            _log.info("the run is made longer; the learning rate follows its new length")
+            write_text(note, json.dumps(was | asked, indent=2))
+        return read_ground(run)
     except (ValueError, KeyError, TypeError) as error:
         raise FileError(str(note), expected="a run's settings", got=str(error)) from error
+
+
+def read_ground(run: Run) -> Ground | None:
+    """What the run stands on; None before it was decided.
+
+    Raises:
+        FileError: ``run.json`` is damaged.
+    """
+    note = run.folder / "run.json"
+    try:
+        was = json.loads(note.read_text(encoding="utf-8"))
+        if "plan" not in was:
+            return None
+        plan = Plan.model_validate(was["plan"])
+        cost, size = float(was["case_s"]), int(was["step_size"])
+        return Ground(plan, cost, size, float(was["prepared_s"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileError(str(note), expected="a run's settings", got=str(error)) from error
+
+
+def keep_ground(run: Run, ground: Ground) -> None:
+    """Write down what was decided."""
+    note = run.folder / "run.json"
+    facts = json.loads(note.read_text(encoding="utf-8"))
+    facts |= {
+        "plan": ground.plan.model_dump(mode="json"), "case_s": ground.case_s,
+        "step_size": ground.step_size, "prepared_s": ground.prepared_s,
+    }  # fmt: skip
+    write_text(run.folder / "plan.json", ground.plan.to_json())
+    write_text(note, json.dumps(facts, indent=2))
+
+
+def _changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Settings that differ, but for a run that is only made longer."""
+    length = ("budget_s", "epochs")
+    changed = [key for key in now if now[key] != then.get(key) and key not in length]
+    for key in length:
+        least = then.get(key)
+        if key == "epochs" and least is None and then.get("budget_s") is None:
+            least = DEFAULT_EPOCHS
+        same = now[key] == then.get(key)
+        if not same and (least is None or now[key] is None or now[key] < least):
+            changed.append(key)
+    return changed
 
 
 def _has_plan(note: Path) -> bool:
@@ -123,20 +219,29 @@ def _has_plan(note: Path) -> bool:
         return False
 
 
-def schedule_of(
-    run: Run, ground: Ground, folder: Path, *, inner: int, split: Split, folds_left: int
-) -> Schedule:
-    """Steps, or the seconds that are left when all that comes after the last step is set aside."""
+def schedule_of(run: Run, ground: Ground, fold: Fold, *, inner: int) -> Schedule:
+    """Steps, or the seconds that are left when all that comes after the last step is set aside.
+
+    Args:
+        run: With a budget or a number of epochs.
+        ground: That it stands on.
+        fold: Which is to be trained.
+        inner: Cases that were kept back.
+    """
     steps_per_epoch = ground.plan.training.steps_per_epoch
     if run.left_s is None:
         return Schedule((run.settings.epochs or DEFAULT_EPOCHS) * steps_per_epoch)
-    kept = folder / "schedule.json"
+    kept, budget = run.fold_folder(fold.name) / "schedule.json", run.settings.budget_s or 0.0
     if kept.is_file():
-        return Schedule(0, seconds=float(json.loads(kept.read_text(encoding="utf-8"))["seconds"]))
-    closing = closing_seconds(ground.case_s, inner=inner, validation=len(split.validation))
-    seconds = run.left_s / folds_left - closing
-    least = 0.1 * (run.settings.budget_s or 0.0) / folds_left
+        was = json.loads(kept.read_text(encoding="utf-8"))
+        longer = (budget - was["budget_s"]) / fold.of
+        return Schedule(0, seconds=float(was["seconds"]) + longer)
+    closing = closing_seconds(ground.case_s, inner=inner, validation=len(fold.split.validation))
+    # A run that goes on has forgotten its start: each fold gets its share of the budget.
+    share = (budget - ground.prepared_s) / fold.of if run.resumed else run.left_s / fold.left
+    seconds = share - closing
+    least = 0.1 * budget / fold.left
     if seconds < least:
         _log.warning("the budget is nearly spent before the first step; training for %.0f s", least)
-    write_text(kept, json.dumps({"seconds": max(seconds, least)}))
+    write_text(kept, json.dumps({"seconds": max(seconds, least), "budget_s": budget}))
     return Schedule(0, seconds=max(seconds, least))

@@ -9,36 +9,40 @@
       log.jsonl  tensorboard/  overlays/
       model/                     the package
       validation/                masks and metrics of the fold's validation cases
+      report.html                curves, Dice, best and worst cases, time and memory, the plan
+      outcome.json               what a fold took, once it is done
+      failed_batch/              only where a loss was not finite twice: what was learned from
 
 ``--fold all`` trains each fold into ``RUN/fold_N`` and joins them in ``RUN/model``.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medseg.core.settings import TrainSettings
+from medseg.core.settings import TrainSettings, launched
 from medseg.datasets.dataset import Case, Split
 from medseg.datasets.inspect import label_presence, verify_cases
-from medseg.datasets.open import open_dataset, require_trainable
-from medseg.datasets.splits import folds, inner_split, split_for
+from medseg.datasets.open import open_dataset
+from medseg.datasets.scheme import training_scheme
+from medseg.datasets.splits import folds, split_for
 from medseg.inference.device import choose_device
 from medseg.io.atomic import write_text
-from medseg.networks.build import check_network
 from medseg.planning.fingerprint import take_fingerprint
 from medseg.planning.planner import make_plan, means_for
-from medseg.training.budget import affordable_looks, measure_case, measure_step, typical_case
-from medseg.training.cache import build_cache
+from medseg.planning.presets import check_network
+from medseg.training.budget import measure_case, measure_step, typical_case
 from medseg.training.determinism import deterministic
-from medseg.training.loop import LOOKS, TrainJob, train_network
-from medseg.training.monitor import RunMonitor
-from medseg.workflows.judge import join_folds, package_fold, save_with_metrics, validate_fold
-from medseg.workflows.run import Ground, Progress, Run, open_run, schedule_of
+from medseg.training.processes import device_of, team_of
+from medseg.workflows.fine_tune import Start, changes_of
+from medseg.workflows.fold import train_fold
+from medseg.workflows.judge import join_folds
+from medseg.workflows.run import Fold, Ground, Progress, Run, keep_ground, open_run, read_ground
+from medseg.workflows.training_report import write_training_report
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +71,9 @@ def train(
             ``["key=value"]`` pairs as the command line does.
 
     Returns:
-        ``{"model": path, "metrics": {...} or None, "seconds": {phase: s}, "steps": n}``.
+        ``{"model": path, "metrics": {...} or None, "seconds": {phase: s}, "steps": n,
+        "report": path}``; in
+        those processes of a torchrun that do not lead, an empty dictionary.
 
     Raises:
         DatasetError: The dataset does not hold together.
@@ -76,31 +82,49 @@ def train(
     """
     pairs = settings.pop("set", ())
     built = TrainSettings.build(config=config, pairs=pairs, stated=settings)
-    data = require_trainable(open_dataset(dataset))
-    run = Run(
-        dataset=data,
-        labels=data.labels.regroup(built.labels) if built.labels else data.labels,
-        settings=built,
-        folder=Path(out),
-        device=choose_device(built.device),
-        progress=progress,
-        stop=stop,
-    )
+    data = open_dataset(dataset)
+    launch = launched()
+    # Started anew by the launcher, with the command that it was given at first.
+    again = launch is not None and launch.restarts > 0 and (Path(out) / "run.json").is_file()
     check_network(built.network)
-    if built.deterministic and built.budget_s is not None:
-        _log.warning("a budget ends by the clock, so that weights differ from run to run")
+    device = choose_device(device_of(launch, built.device))
+    with team_of(launch, device) as team, deterministic(built.deterministic):
+        run = Run(
+            dataset=data,
+            labels=training_scheme(data, built.labels).labels,
+            settings=built,
+            folder=Path(out),
+            device=device,
+            progress=progress if team.leads else lambda phase, done, total, note: None,
+            stop=stop,
+            team=team,
+            resumed=resume or again,
+        )
+        return _train(run)
+
+
+def _train(run: Run) -> dict[str, Any]:
+    """All folds, one after another. One process leads; others help where a network learns."""
     splits = _splits(run)
-    ground = open_run(run, splits, resume=resume)
-    with deterministic(built.deterministic):
-        if ground is None:
-            ground = _lay_ground(run, splits)
-        outcomes = [
-            _train_fold(run, ground, split, name=name, folds_left=len(splits) - number)
-            for number, (name, split) in enumerate(splits.items())
-        ]
-    if len(outcomes) == 1:
-        return outcomes[0]
-    return join_folds(run, outcomes)
+    named = run.settings.start_from
+    start = None if named is None else Start.read(named)
+    ground = None
+    if run.team.leads:
+        if run.settings.deterministic and run.settings.budget_s is not None:
+            _log.warning("a budget ends by the clock, so that weights differ from run to run")
+        ground = open_run(run, splits, resume=run.resumed) or _lay_ground(run, splits, start)
+    run.team.wait()
+    ground = ground or read_ground(run)
+    assert ground is not None
+    outcomes = []
+    for number, (name, split) in enumerate(splits.items()):
+        fold = Fold(name, split, left=len(splits) - number, of=len(splits))
+        outcomes.append(train_fold(run, ground, fold, start=start))
+    if not run.team.leads:
+        return {}
+    result = outcomes[0] if len(outcomes) == 1 else join_folds(run, outcomes)
+    report = write_training_report(run, list(splits))
+    return {**result, "report": str(report)}
 
 
 def _splits(run: Run) -> dict[str, Split]:
@@ -117,7 +141,7 @@ def _splits(run: Run) -> dict[str, Split]:
     return {fold: split_for(run.dataset, fold, run.settings.seed, presence=presence)}
 
 
-def _lay_ground(run: Run, splits: dict[str, Split]) -> Ground:
+def _lay_ground(run: Run, splits: dict[str, Split], start: Start | None) -> Ground:
     """Check, fingerprint, preprocess, plan: all that comes before the first step."""
     everyone = sorted({c for split in splits.values() for c in split.train + split.validation})
     named = run.dataset.select(tuple(everyone))
@@ -135,7 +159,7 @@ def _lay_ground(run: Run, splits: dict[str, Split]) -> Ground:
     options: dict[str, Any] = {
         "network": run.settings.network,
         "width": run.settings.base_features,
-        "changes": run.settings.plan_changes(),
+        "changes": changes_of(start, run, fingerprint),
     }
     plan = make_plan(
         fingerprint,
@@ -144,93 +168,15 @@ def _lay_ground(run: Run, splits: dict[str, Split]) -> Ground:
         **options,
         step_cost=lambda draft: measure_step(draft, typical_case(draft, fingerprint), run.device),
     )
-    ground = Ground(plan, measure_case(plan, typical_case(plan, fingerprint), run.device))
-    write_text(run.folder / "plan.json", plan.to_json())
-    note = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
-    note |= {"plan": plan.model_dump(mode="json"), "case_s": ground.case_s}
-    write_text(run.folder / "run.json", json.dumps(note, indent=2))
+    ground = Ground(
+        plan,
+        case_s=measure_case(plan, typical_case(plan, fingerprint), run.device),
+        step_size=plan.training.batch_size * plan.training.accumulate * run.team.size,
+        prepared_s=time.perf_counter() - run.began,
+    )
+    keep_ground(run, ground)
     return ground
 
 
 def _training_cases(run: Run, splits: dict[str, Split]) -> tuple[Case, ...]:
     return run.dataset.select(tuple(sorted({c for split in splits.values() for c in split.train})))
-
-
-def _train_fold(
-    run: Run, ground: Ground, split: Split, *, name: str, folds_left: int
-) -> dict[str, Any]:
-    """Train one fold, choose on its inner cases, judge once on its validation cases."""
-    folder = run.fold_folder(name)
-    began, settings = time.perf_counter(), run.settings
-    learn_ids, inner_ids = inner_split(
-        split.train, share=settings.inner_share, seed=settings.seed, groups=run.dataset.groups
-    )
-    cached = build_cache(
-        run.folder / "cache",
-        run.dataset.select(learn_ids + inner_ids),
-        ground.plan,
-        progress=run.phase("preprocess"),
-    )
-    learn, inner = cached[: len(learn_ids)], cached[len(learn_ids) :]
-    schedule = schedule_of(
-        run, ground, folder, inner=len(inner), split=split, folds_left=folds_left
-    )
-    looks = affordable_looks(
-        ground.case_s, inner=len(inner), looks=len(LOOKS), training_s=schedule.seconds
-    )
-    monitor = RunMonitor(folder)
-    reporter = _EpochReporter(monitor)
-    job = TrainJob(
-        plan=ground.plan,
-        cases=learn,
-        inner=inner[:looks],
-        schedule=schedule,
-        seed=settings.seed,
-        device=run.device,
-        checkpoint=folder / "checkpoint.safetensors",
-        exact=settings.deterministic,
-        stop=run.stop,
-        on_epoch=reporter.epoch,
-        on_step=lambda step, share: run.progress(
-            "train", int(1000 * share), 1000, f"step {step}{reporter.note}"
-        ),
-        on_look=lambda predictor, step: monitor.picture(predictor, inner or learn, step),
-    )
-    try:
-        state = train_network(job)
-    finally:
-        monitor.close()
-    trained = time.perf_counter()
-    package = package_fold(run, ground.plan, state, inner, learned=len(learn), name=name)
-    metrics = validate_fold(run, package, split, folder)
-    if metrics is not None:
-        save_with_metrics(folder / "model", package, metrics)
-    ended = time.perf_counter()
-    return {
-        "model": str(folder / "model"), "metrics": metrics, "steps": state.step,
-        "seconds": {
-            "prepare": round(began - run.began, 1), "train": round(trained - began, 1),
-            "validate": round(ended - trained, 1), "total": round(ended - run.began, 1),
-        },
-    }  # fmt: skip
-
-
-class _EpochReporter:
-    """Tells the facts of each epoch to the monitor, the log and the progress bar."""
-
-    def __init__(self, monitor: RunMonitor) -> None:
-        self.monitor, self.note, self.dice = monitor, "", ""
-
-    def epoch(self, facts: dict[str, Any]) -> None:
-        self.monitor.epoch(facts)
-        known = {label: dice for label, dice in facts.get("dice", {}).items() if dice is not None}
-        if known:
-            self.dice = ", Dice " + ", ".join(
-                f"{label} {dice:.3f}" for label, dice in known.items()
-            )
-        wait = f"data wait {100 * facts['data_wait_share']:.0f} %"
-        self.note = f", loss {facts['loss']:.3f}, {wait}{self.dice}"
-        _log.info(
-            "epoch %d: loss %.3f, %.2f steps/s, %s%s", facts["epoch"], facts["loss"],
-            facts["steps_per_s"], wait, self.dice if known else "",
-        )  # fmt: skip

@@ -1,0 +1,149 @@
+"""One fold: train, choose on its inner cases, judge once on its validation cases."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from medseg.datasets.splits import inner_split
+from medseg.io.atomic import write_text
+from medseg.training.budget import affordable_looks
+from medseg.training.cache import CachedCase, build_cache
+from medseg.training.checkpoint import TrainState
+from medseg.training.looks import LOOKS
+from medseg.training.loop import TrainJob, train_network
+from medseg.training.monitor import RunMonitor, advice, peak_memory
+from medseg.training.schedule import Schedule
+from medseg.workflows.fine_tune import Start
+from medseg.workflows.judge import package_fold, save_with_metrics, validate_fold
+from medseg.workflows.run import Fold, Ground, Run, schedule_of
+
+_log = logging.getLogger(__name__)
+
+
+def train_fold(
+    run: Run, ground: Ground, fold: Fold, *, start: Start | None = None
+) -> dict[str, Any]:
+    """Train one fold; where that is done already, nothing is done again.
+
+    Args:
+        run: Whose folder it goes to.
+        ground: What the run stands on.
+        fold: Which of its splits.
+        start: The model to begin with; None for fresh weights.
+
+    Returns:
+        As :func:`medseg.workflows.train.train` does; empty in a process that does not lead.
+    """
+    team, folder = run.team, run.fold_folder(fold.name)
+    settings, began = run.settings, time.perf_counter()
+    learn_ids, inner_ids = inner_split(
+        fold.split.train, share=settings.inner_share, seed=settings.seed, groups=run.dataset.groups
+    )
+    schedule = team.first(lambda: schedule_of(run, ground, fold, inner=len(inner_ids)))
+    if (outcome := _outcome(folder, schedule)) is not None:
+        return outcome
+    cases = run.dataset.select(learn_ids + inner_ids)
+    cached = team.first(
+        lambda: build_cache(
+            run.folder / "cache", cases, ground.plan, progress=run.phase("preprocess")
+        )
+    )
+    learn, inner = cached[: len(learn_ids)], cached[len(learn_ids) :]
+    looks = affordable_looks(
+        ground.case_s, inner=len(inner), looks=len(LOOKS), training_s=schedule.seconds
+    )
+    job = TrainJob(
+        plan=ground.plan, cases=learn, inner=inner[:looks], schedule=schedule,
+        seed=settings.seed, device=run.device, checkpoint=folder / "checkpoint.safetensors",
+        checkpoint_every_s=settings.checkpoint_every_s, exact=settings.deterministic,
+        team=team, parts=ground.parts(team.size), stop=run.stop,
+    )  # fmt: skip
+    first = None if start is None else start.state(run, ground.plan)
+    if not team.leads:
+        train_network(job, first)
+        return {}
+    state = _train_and_tell(run, job, first, shown=inner or learn)
+    trained = time.perf_counter()
+    facts = {"fold": fold.name, "cases": len(learn)}
+    if start is not None:
+        facts["begun_with"] = start.package.sha256
+    package = package_fold(run, ground.plan, state, inner, facts=facts)
+    metrics = validate_fold(run, package, fold.split, folder)
+    if metrics is not None:
+        save_with_metrics(folder / "model", package, metrics)
+    ended = time.perf_counter()
+    seconds = {
+        "prepare": round(began - run.began, 1), "train": round(trained - began, 1),
+        "validate": round(ended - trained, 1), "total": round(ended - run.began, 1),
+    }  # fmt: skip
+    done = {"schedule": asdict(schedule), "steps": state.step, "seconds": seconds}
+    done["memory"] = peak_memory(run.device)
+    write_text(folder / "outcome.json", json.dumps(done, indent=2))
+    return _as_result(folder, done)
+
+
+def _outcome(folder: Path, schedule: Schedule) -> dict[str, Any] | None:
+    """What came of a fold that is done and was not made longer since."""
+    try:
+        facts = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return _as_result(folder, facts) if facts.get("schedule") == asdict(schedule) else None
+
+
+def _as_result(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    table = folder / "validation" / "metrics.json"
+    metrics = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else None
+    return {
+        "model": str(folder / "model"), "metrics": metrics, "steps": facts["steps"],
+        "seconds": facts["seconds"],
+    }  # fmt: skip
+
+
+def _train_and_tell(
+    run: Run, job: TrainJob, first: TrainState | None, *, shown: list[CachedCase]
+) -> TrainState:
+    """Train, and show what happens: in the run's folder, the log and the progress bar."""
+    monitor = RunMonitor(job.checkpoint.parent)
+    reporter = _EpochReporter(monitor)
+    told = replace(
+        job,
+        on_epoch=reporter.epoch,
+        on_step=lambda step, share: run.progress(
+            "train", int(1000 * share), 1000, f"step {step}{reporter.note}"
+        ),
+        on_look=lambda predictor, step: monitor.picture(predictor, shown, step),
+    )
+    try:
+        state = train_network(told, first)
+    finally:
+        monitor.close()
+    if (tip := advice(state.history, run.device.type)) is not None:
+        _log.warning("%s", tip)
+    return state
+
+
+class _EpochReporter:
+    """Tells the facts of each epoch to the monitor, the log and the progress bar."""
+
+    def __init__(self, monitor: RunMonitor) -> None:
+        self.monitor, self.note, self.dice = monitor, "", ""
+
+    def epoch(self, facts: dict[str, Any]) -> None:
+        self.monitor.epoch(facts)
+        known = {label: dice for label, dice in facts.get("dice", {}).items() if dice is not None}
+        if known:
+            self.dice = ", Dice " + ", ".join(
+                f"{label} {dice:.3f}" for label, dice in known.items()
+            )
+        wait = f"data wait {100 * facts['data_wait_share']:.0f} %"
+        self.note = f", loss {facts['loss']:.3f}, {wait}{self.dice}"
+        _log.info(
+            "epoch %d: loss %.3f, %.2f steps/s, %s%s", facts["epoch"], facts["loss"],
+            facts["steps_per_s"], wait, self.dice if known else "",
+        )  # fmt: skip
