@@ -99,7 +99,7 @@ class NetworkKind:
         supervised: It has heads for deep supervision.
         counted: Its stages have as many convolutions (blocks) as the plan says.
         any_size: What is traced at one size of tile holds for all.
-        packages: Optional packages that it needs.
+        learning_rate: What AdamW begins with.
     """
 
     title: str
@@ -108,7 +108,7 @@ class NetworkKind:
     supervised: bool = False
     counted: bool = False
     any_size: bool = True
-    packages: tuple[str, ...] = ()
+    learning_rate: float = 2e-3
 
 
 NETWORK_KINDS: dict[str, NetworkKind] = {
@@ -160,13 +160,13 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
         "Hatamizadeh et al., arXiv:2201.01266",
         options=SwinUnetrOptions,
         any_size=False,
-        packages=("einops",),
+        learning_rate=5e-4,
     ),
     "unetr": NetworkKind(
         "MONAI's UNETR: a vision transformer as encoder",
         "Hatamizadeh et al., WACV 2022",
         options=UnetrOptions,
         any_size=False,
-        packages=("einops",),
+        learning_rate=5e-4,
     ),
 }

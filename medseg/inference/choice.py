@@ -197,10 +197,10 @@ def _check_openvino(device: torch.device) -> None:
 
 
 def _source(reference: TorchBackend, plan: Plan, identity: str) -> Source:
-    return Source(
-        reference, plan.network.in_channels, plan.patch_size,
-        least_tile(plan.patch_size, plan.network.divisor), identity,
-    )  # fmt: skip
+    network, patch = plan.network, plan.patch_size
+    # What some networks do with a tile depends on its size: they are traced at the true one.
+    least = least_tile(patch, network.divisor) if network.kind.any_size else patch
+    return Source(reference, network.in_channels, patch, least, identity)
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -14,12 +14,15 @@ import torch
 from medseg.core.errors import ResourceError
 from medseg.core.plan import Plan
 from medseg.inference.windows import Tiling
+from medseg.networks.cost import network_cost
 from medseg.transforms.preprocess import RestoreRecord
 from medseg.transforms.restore import is_axis_parallel, working_bytes
 from medseg.transforms.winners import class_dtype
 
 Ring = Literal["auto", "fp32", "fp16"]
 _SHARE_OF_FREE = 0.8
+# Their activations are worked out from their stages.
+_UNETS = ("unet", "residual_unet")
 # What the C library keeps of freed memory in pieces below 32 MB, which it may not give back.
 _ALLOCATOR_BYTES = 64_000_000
 _CGROUP_FILES = (
@@ -271,6 +274,9 @@ def _number(path: Path) -> int | None:
 def _network_bytes(plan: Plan) -> int:
     """Activations of one tile: the skips of all stages, and the widest step of the finest."""
     network, voxels, kept = plan.network, float(prod(plan.patch_size)), 0.0
+    if network.name not in _UNETS:
+        # Half as much again for what an operation holds beside its input and output.
+        return int(1.5 * network_cost(network, plan.patch_size).activation_bytes)
     widest = 0.0
     for features, stride in zip(network.features, network.strides, strict=True):
         voxels /= prod(stride)

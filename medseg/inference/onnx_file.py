@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from medseg.core.errors import InputError
 from medseg.core.optional import require
 from medseg.core.plan import Plan
+from medseg.inference.careful_norm import with_careful_norms
 from medseg.inference.openvino_backend import import_openvino
 from medseg.inference.tile import Agreement, agreement, sample_tile
 from medseg.io.atomic import whole_file
@@ -72,6 +73,9 @@ def write_onnx(
 
 def _traced(network: nn.Module, plan: Plan) -> bytes:
     """By the exporter that needs no further package; it warns developers that it is old."""
+    if not plan.network.kind.any_size:
+        # There it loses track of the number of channels, which its own norms ask for.
+        network = with_careful_norms(network)
     tile = sample_tile(plan.network.in_channels, plan.patch_size)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.onnx"

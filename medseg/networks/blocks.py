@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 Sides = tuple[int, ...]
 
 
 def convolution(
-    dims: int, channels_in: int, channels_out: int, *, kernel: Sides, stride: Sides | None = None
+    dims: int,
+    channels_in: int,
+    channels_out: int,
+    *,
+    kernel: Sides,
+    stride: Sides | None = None,
+    dilation: int = 1,
 ) -> nn.Module:
     """A convolution that keeps the size (but for its stride), with odd kernel sides."""
     kind = nn.Conv2d if dims == 2 else nn.Conv3d
-    padding = tuple(side // 2 for side in kernel)
-    return kind(channels_in, channels_out, kernel, stride or (1,) * dims, padding)  # type: ignore[arg-type]
+    padding = tuple(side // 2 * dilation for side in kernel)
+    step = stride or (1,) * dims
+    return kind(channels_in, channels_out, kernel, step, padding, dilation)  # type: ignore[arg-type]
 
 
 def upsampling(dims: int, channels_in: int, channels_out: int, *, stride: Sides) -> nn.Module:
@@ -44,11 +52,12 @@ class ConvNormAct(nn.Module):
         *,
         kernel: Sides,
         stride: Sides | None = None,
+        dilation: int = 1,
         activated: bool = True,
     ) -> None:
         super().__init__()
         self.convolution = convolution(
-            dims, channels_in, channels_out, kernel=kernel, stride=stride
+            dims, channels_in, channels_out, kernel=kernel, stride=stride, dilation=dilation
         )
         self.norm = normalisation(dims, channels_out)
         self.activation = nn.LeakyReLU(0.01, inplace=True) if activated else nn.Identity()
@@ -67,6 +76,16 @@ def stage(
         ConvNormAct(dims, channels_out, channels_out, kernel=kernel) for _ in range(count - 1)
     ]
     return nn.Sequential(*blocks)
+
+
+def enlarged(x: Tensor, factors: Sides) -> Tensor:
+    """(N, C, ...) with each side times its factor, by linear interpolation."""
+    if all(factor == 1 for factor in factors):
+        return x
+    mode = "bilinear" if len(factors) == 2 else "trilinear"
+    # A factor, not a size: what is traced with it holds for tiles of any size.
+    scale = [float(factor) for factor in factors]
+    return interpolate(x, scale_factor=scale, mode=mode, align_corners=False)
 
 
 def initialise(module: nn.Module) -> None:

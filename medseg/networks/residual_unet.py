@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from medseg.core.plan import NetworkPlan
@@ -40,17 +42,44 @@ class ResidualBlock(nn.Module):
     """Two convolutions and a shortcut: (N, C, ...) to (N, channels_out, ... / stride)."""
 
     def __init__(
-        self, dims: int, channels_in: int, channels_out: int, *, kernel: Sides, stride: Sides
+        self,
+        dims: int,
+        channels_in: int,
+        channels_out: int,
+        *,
+        kernel: Sides,
+        stride: Sides,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
-        self.first = ConvNormAct(dims, channels_in, channels_out, kernel=kernel, stride=stride)
-        self.second = ConvNormAct(dims, channels_out, channels_out, kernel=kernel, activated=False)
+        wide: dict[str, Any] = {"kernel": kernel, "dilation": dilation}
+        self.first = ConvNormAct(dims, channels_in, channels_out, stride=stride, **wide)
+        self.second = ConvNormAct(dims, channels_out, channels_out, activated=False, **wide)
         self.shortcut = Shortcut(dims, channels_in, channels_out, stride=stride)
         self.activation = nn.LeakyReLU(0.01, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.activation(self.second(self.first(x)) + self.shortcut(x))
         return result
+
+
+def residual_encoder(plan: NetworkPlan) -> nn.ModuleList:
+    """A stem and stages of residual blocks, ``plan.encoder_counts`` of them, finest first."""
+    dims, channels = plan.spatial_dims, plan.features[0]
+    stem = ConvNormAct(dims, plan.in_channels, channels, kernel=plan.kernels[0][:dims])
+    down = nn.ModuleList()
+    for level, (width, count) in enumerate(zip(plan.features, plan.encoder_counts, strict=True)):
+        blocks: list[nn.Module] = [] if level else [stem]
+        sizes: dict[str, Any] = {
+            "kernel": plan.kernels[level][:dims],
+            "dilation": plan.dilations[level],
+        }
+        for place in range(count):
+            stride = plan.strides[level][:dims] if place == 0 else (1,) * dims
+            blocks.append(ResidualBlock(dims, channels, width, stride=stride, **sizes))
+            channels = width
+        down.append(nn.Sequential(*blocks))
+    return down
 
 
 class ResidualUNet(EncoderDecoder):
@@ -62,17 +91,4 @@ class ResidualUNet(EncoderDecoder):
     """
 
     def __init__(self, plan: NetworkPlan) -> None:
-        dims, channels = plan.spatial_dims, plan.features[0]
-        stem = ConvNormAct(dims, plan.in_channels, channels, kernel=plan.kernels[0][:dims])
-        down = nn.ModuleList()
-        for level, (width, count) in enumerate(
-            zip(plan.features, plan.encoder_counts, strict=True)
-        ):
-            blocks: list[nn.Module] = [] if level else [stem]
-            for place in range(count):
-                stride = plan.strides[level][:dims] if place == 0 else (1,) * dims
-                kernel = plan.kernels[level][:dims]
-                blocks.append(ResidualBlock(dims, channels, width, kernel=kernel, stride=stride))
-                channels = width
-            down.append(nn.Sequential(*blocks))
-        super().__init__(plan, down)
+        super().__init__(plan, residual_encoder(plan))

@@ -9,6 +9,19 @@ from medseg.networks.blocks import stage
 from medseg.networks.encoder_decoder import EncoderDecoder
 
 
+def plain_encoder(plan: NetworkPlan) -> nn.ModuleList:
+    """Stages of convolutions, ``plan.encoder_counts`` of them, finest first."""
+    dims, channels = plan.spatial_dims, plan.in_channels
+    down = nn.ModuleList()
+    for width, stride, kernel, count in zip(
+        plan.features, plan.strides, plan.kernels, plan.encoder_counts, strict=True
+    ):
+        sides, step = kernel[:dims], stride[:dims]
+        down.append(stage(dims, channels, width, kernel=sides, stride=step, count=count))
+        channels = width
+    return down
+
+
 class UNet(EncoderDecoder):
     """U-Net with strided convolutions down and transposed convolutions up.
 
@@ -19,12 +32,4 @@ class UNet(EncoderDecoder):
     """
 
     def __init__(self, plan: NetworkPlan) -> None:
-        dims, channels = plan.spatial_dims, plan.in_channels
-        down = nn.ModuleList()
-        for width, stride, kernel, count in zip(
-            plan.features, plan.strides, plan.kernels, plan.encoder_counts, strict=True
-        ):
-            sides, step = kernel[:dims], stride[:dims]
-            down.append(stage(dims, channels, width, kernel=sides, stride=step, count=count))
-            channels = width
-        super().__init__(plan, down)
+        super().__init__(plan, plain_encoder(plan))

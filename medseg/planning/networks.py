@@ -30,21 +30,21 @@ class Frame:
         spatial_dims: 2 or 3.
         in_channels: Of a tile.
         classes: Of the logits.
+        width: Channels of the finest stage.
+        widest: Most channels of any stage, where the network lets one choose.
         patch: (I, J, K) voxels.
         strides: Step into each stage, finest first.
         kernels: Of each stage.
-        width: Channels of the finest stage.
-        widest: Most channels of any stage, where the network lets one choose.
     """
 
     spatial_dims: int
     in_channels: int
     classes: int
-    patch: Triple
-    strides: Stages
-    kernels: Stages
     width: int
     widest: int
+    patch: Triple = (1, 1, 1)
+    strides: Stages = ((1, 1, 1),)
+    kernels: Stages = ((1, 1, 1),)
 
     @property
     def halving(self) -> Triple:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from medseg.core.errors import SettingsError
 from medseg.core.plan import NetworkPlan
-from medseg.networks.build import NETWORKS, build_network
+from medseg.networks.build import build_network
 from medseg.networks.residual_unet import ResidualBlock
 from tests.models import small_plan
 
@@ -22,7 +22,7 @@ DEEP = NetworkPlan(
 )
 
 
-@pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.parametrize("name", ["unet", "residual_unet"])
 def test_contract(name: str) -> None:
     for plan, shape in (
         (DEEP.model_copy(update={"name": name}), (2, 2, 8, 16, 12)),
