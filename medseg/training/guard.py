@@ -95,7 +95,8 @@ class Guard:
         facts = {
             "step": step, "learning_rate": rate, "seed": batches.seed,
             "images": "images.npy: (samples, channels, I, J, K) float32",
-            "labels": "labels.npy: (samples, I, J, K) class indices, -1 where nobody labelled", "samples": samples,
+            "labels": "labels.npy: (samples, I, J, K) class indices, -1 where nobody labelled",
+            "samples": samples,
         }  # fmt: skip
         write_text(self.folder / "batch.json", json.dumps(facts, indent=2))
         return sorted(set(strange))
