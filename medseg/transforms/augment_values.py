@@ -38,7 +38,7 @@ def vary_intensity(batch: Tensor, variations: Sequence[Variation]) -> Tensor:
     _by_value(batch, [one.contrast for one in variations], _stretch)
     for sample, variation in samples:
         if variation.coarseness > 1:
-            _along_axes(sample, _coarse(tuple(sample.shape[1:]), variation.coarseness))
+            _coarsen(sample, variation.coarseness)
     _by_value(batch, [one.gamma for one in variations], _bend)
     _by_value(batch, [one.inverse_gamma for one in variations], _bend_inverted)
     for sample, variation in samples:
@@ -94,7 +94,8 @@ def _bend(x: Tensor, gamma: Tensor) -> Tensor:
     low, high = _per_channel(x.amin), _per_channel(x.amax)
     std, mean = _moments(x)
     span = (high - low).clamp_(min=1e-7)
-    x.sub_(low).div_(span).pow_(gamma)
+    # A power by way of the logarithm: torch is several times as quick with it.
+    x.sub_(low).div_(span).clamp_(min=0).log_().mul_(gamma).exp_()
     new_std, new_mean = _moments(x)
     ratio = std / new_std.clamp_(min=1e-8)
     return x.mul_(ratio).add_(mean - new_mean * ratio)
@@ -197,20 +198,21 @@ def line_matrix(side: int, lines: Lines) -> NDArray[np.float64]:
     return np.asarray(np.fft.ifft(weights[:, None] * wave, axis=0).real)
 
 
-def _coarse(shape: tuple[int, ...], factor: float) -> Matrices:
-    return {
-        axis: coarse_matrix(side, max(1, round(side / factor)))
-        for axis, side in enumerate(shape)
-        if side > 1
-    }
-
-
-def coarse_matrix(side: int, small: int) -> NDArray[np.float64]:
-    """(side, side): down to ``small`` voxels, the nearest each, and up again linearly."""
-    up = axis_weights(small, side, 1).numpy().astype(np.float64)
-    matrix = np.zeros((side, side))
-    np.add.at(matrix.T, nearest_index(side, small), up.T)
-    return matrix
+def _coarsen(sample: Tensor, factor: float) -> None:
+    """Take the nearest of fewer voxels along each axis, and interpolate them linearly."""
+    shape = tuple(sample.shape[1:])
+    small = [max(1, round(side / factor)) for side in shape]
+    index = [
+        torch.from_numpy(nearest_index(side, few)).to(sample.device)
+        for side, few in zip(shape, small, strict=True)
+    ]
+    a, b, c = (
+        axis_weights(few, side, 1).to(sample.device) for side, few in zip(shape, small, strict=True)
+    )
+    for channel in sample:
+        few = channel[index[0][:, None, None], index[1][:, None], index[2]]
+        few = b @ (few @ c.T)
+        channel.copy_((a @ few.flatten(1)).view_as(channel))
 
 
 def _box(shape: tuple[int, ...], centre: Vector, sides: Vector) -> tuple[slice, ...]:
