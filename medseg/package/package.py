@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from medseg.core.errors import OutputError, PackageError
 from medseg.core.plan import PLAN_FORMAT, Plan, describe, refuse_newer
@@ -93,7 +94,7 @@ class ModelPackage:
         built = []
         for weights in self.members:
             # Without memory of its own: sizes are checked before any is taken.
-            with torch.device("meta"):
+            with torch.device("meta"), _NothingDrawn():
                 network = build_network(self.plan.network)
             _check_fit(network, weights)
             # Whole numbers, as of an index, stay what they are.
@@ -104,6 +105,18 @@ class ModelPackage:
             network.load_state_dict(single, assign=True)
             built.append(network.eval())
         return built
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """First weights of a network are not drawn: they have no memory and will be replaced.
+
+    Drawing them on the meta device would import torch's compiler, which takes seconds.
+    """
+
+    _DRAWS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in self._DRAWS else func(*args, **(kwargs or {}))
 
 
 def save_package(

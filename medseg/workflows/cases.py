@@ -63,7 +63,8 @@ def find_cases(inputs: Sequence[Path], plan: Plan, *, out: Path | None = None) -
             ", ".join(map(str, inputs)) or "inputs",
             expected="at least one scan",
             got="none of a known format",
-            cure="NIfTI, NRRD, MHA, DICOM, PNG, JPEG and TIFF are read.",
+            cure="NIfTI, NRRD, MHA, DICOM, PNG, JPEG and TIFF are read. Links that lead out of a "
+            "folder are not followed: give such files by name, or in a table with --cases.",
         )
     base = Path(os.path.commonpath(roots))
     pairs: list[tuple[str, Path | Study]] = [

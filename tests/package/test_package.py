@@ -362,3 +362,16 @@ def test_nothing_of_a_patient_is_in_a_trained_package(tmp_path: Path) -> None:
     text = (model / "model.json").read_text()
     assert "validation" in json.loads(text)["metrics"]
     assert re.search(r"(19|20)\d\d[-/.:]?[01]\d[-/.:]?[0-3]\d\b(?!\d)", text) is None
+
+
+def test_building_a_network_brings_no_compiler(tmp_path: Path) -> None:
+    """torch's compiler takes seconds to import; drawing weights without memory would do so."""
+    folder = write_random_package(tmp_path / "model", small_plan())
+    script = (
+        "import sys; from pathlib import Path; from medseg.package.package import load_package; "
+        f"load_package(Path({str(folder)!r})).networks(); "
+        "print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["True", "False"]
