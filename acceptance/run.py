@@ -89,6 +89,15 @@ def acceptance_tests() -> str:
     return last.strip("= ")
 
 
+def kills() -> str:
+    """How often training was killed, and whether it ended with the bits of a run in peace."""
+    done, seconds = run(
+        "-m", "pytest", "-q", "-m", "acceptance", "tests/training/test_kills.py",
+        "tests/workflows/test_train_kills.py",
+    )  # fmt: skip
+    return f"{done.strip().splitlines()[-1].strip('= ')}; {seconds:.0f} s"
+
+
 def demo() -> str:
     """Dice on held-out phantoms, and the time of ``make demo`` after the installing."""
     started = time.perf_counter()
@@ -134,6 +143,12 @@ MEASURES = (
     Measure("help", "< 0.4 s", "medseg --help", start_of_help),
     Measure("import", "< 0.2 s", 'python -c "import medseg"', start_of_import),
     Measure("tests", "all pass", "pytest -m acceptance", acceptance_tests),
+    Measure(
+        "kills",
+        "the same bits after 20 kills, of the loop and of the command; torchrun starts anew",
+        "pytest -m acceptance tests/training/test_kills.py tests/workflows/test_train_kills.py",
+        kills,
+    ),
     Measure("demo", "Dice >= 0.90, < 6 min", "make demo", demo),
     Measure(
         "hippocampus",
