@@ -56,24 +56,6 @@ def _opened(path: Path, *, lenient: bool) -> Dataset:
     )
 
 
-def require_trainable(dataset: Dataset) -> Dataset:
-    """The dataset, when training can use all that it says.
-
-    Raises:
-        DatasetError: It has regions that overlap, or voxels to be ignored.
-    """
-    if not dataset.regions and dataset.ignore is None:
-        return dataset
-    got = [f"region '{region.name}'" for region in dataset.regions]
-    got += [f"an 'ignore' label ({dataset.ignore})"] if dataset.ignore is not None else []
-    raise DatasetError(
-        f"dataset '{dataset.name}'",
-        expected="labels of one value each, which training knows",
-        got=listing(got),
-        cure="State plain labels in dataset.json; merge values with --labels, e.g. whole=1+2.",
-    )
-
-
 def _open_file(path: Path, *, lenient: bool) -> Dataset:
     if path.suffix.lower() not in TABLE_SUFFIXES:
         raise DatasetError(str(path), expected=LAYOUTS, got="a file of another kind")

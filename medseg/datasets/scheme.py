@@ -5,6 +5,7 @@ were annotated in some cases only.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from medseg.core.labels import Label, LabelSet, palette_colour
 from medseg.datasets.dataset import Case, Dataset, Region, listing
 from medseg.datasets.description import labels_of
 
+_log = logging.getLogger(__name__)
 _IGNORE = "ignore"
 _ORDER = "regions_class_order"
 
@@ -151,7 +153,28 @@ def training_scheme(dataset: Dataset, selection: str | None = None) -> LabelSche
             cure="Correct 'annotated' of the cases, or leave the label out with --labels. A label "
             "made of several is annotated where all of them are.",
         )
+    _tell_gaps(dataset, scheme)
     return scheme
+
+
+def _tell_gaps(dataset: Dataset, scheme: LabelScheme) -> None:
+    """Log what some cases have not."""
+    told = [known for case in dataset.cases if (known := scheme.known(case.annotated))]
+    for place, name in enumerate(scheme.labels.names):
+        without = sum(not known[place] for known in told)
+        if without:
+            _log.info(
+                "%s was not annotated in %d of %d cases: there it is one with background",
+                name, without, len(dataset.cases),
+            )  # fmt: skip
+    for number, name in enumerate(dataset.channels):
+        without = sum(number in case.missing for case in dataset.cases)
+        if without:
+            _log.info(
+                "%d of %d cases have no image of %s: zeros stand for it, after normalisation; "
+                "plan.training.channel_dropout lets the network learn to do without",
+                without, len(dataset.cases), name,
+            )  # fmt: skip
 
 
 def _region_labels(dataset: Dataset) -> LabelSet:

@@ -28,11 +28,14 @@ def learn_postprocessing(
 
     Args:
         predictor: With the final weights.
-        cases: The inner cases; none of them was trained on. Fewer than five teach nothing.
+        cases: The inner cases; none of them was trained on. Those with labels that nobody
+            annotated are left out; fewer than five teach nothing.
 
     Returns:
         The steps, each with its evidence.
     """
+    # What a case does not know of is no fault of a prediction.
+    cases = [case for case in cases if case.known is None]
     if len(cases) < LEAST_CASES:
         return ()
     plan = predictor.plan

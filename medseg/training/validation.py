@@ -38,14 +38,6 @@ def _side_by_side(
     return replace(case, label=scheme.painted(indices)), prediction
 
 
-def class_dice(
-    prediction: NDArray[Any], reference: NDArray[Any], classes: int
-) -> NDArray[np.float64]:
-    """Dice of class 1..classes-1; NaN where both masks are empty."""
-    counts = overlap_counts(prediction, reference, range(1, classes))
-    return np.array([dice(counts[index]) for index in range(1, classes)])
-
-
 def case_dice(prediction: NDArray[Any], case: CachedCase, plan: Plan) -> NDArray[np.float64]:
     """Dice of each label; NaN where both are empty, or where it was not annotated.
 
@@ -67,7 +59,9 @@ def case_dice(prediction: NDArray[Any], case: CachedCase, plan: Plan) -> NDArray
             ]
         )
     else:
-        found = class_dice(prediction, scheme.painted(indices), len(plan.labels) + 1)
+        classes = range(1, len(plan.labels) + 1)
+        counts = overlap_counts(prediction, scheme.painted(indices), classes)
+        found = np.array([dice(counts[index]) for index in classes])
     if case.known is not None:
         found[~np.array(case.known)] = np.nan
     return found

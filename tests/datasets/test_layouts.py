@@ -16,7 +16,7 @@ from PIL import Image
 from medseg.core.errors import DatasetError, MedsegError
 from medseg.core.plan import ChannelPlan, Plan
 from medseg.datasets.dataset import Dataset, OrganMask, Region, Split
-from medseg.datasets.open import open_dataset, require_trainable
+from medseg.datasets.open import open_dataset
 from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.training.cache import CachedCase, build_cache
 from tests.models import small_plan
@@ -215,7 +215,7 @@ def test_organs_on_two_grids(tmp_path: Path) -> None:
         read_case_mask(open_dataset(tmp_path).cases[0])
 
 
-def test_regions_and_ignore_are_carried_but_not_trained(msd: Path, tmp_path: Path) -> None:
+def test_regions_and_ignore_of_nnunet(msd: Path, tmp_path: Path) -> None:
     folder = as_nnunet(msd, tmp_path / "n")
     about = json.loads((folder / "dataset.json").read_text())
     about["labels"] = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
@@ -227,8 +227,6 @@ def test_regions_and_ignore_are_carried_but_not_trained(msd: Path, tmp_path: Pat
     assert dict(zip(dataset.labels.values, dataset.labels.names, strict=True)) == {
         1: "whole", 2: "core",
     }  # fmt: skip
-    with pytest.raises(DatasetError, match=r"region 'whole'.*ignore"):
-        require_trainable(dataset)
 
 
 def test_colour_pictures_are_three_channels(tmp_path: Path) -> None:
