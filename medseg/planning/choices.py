@@ -60,7 +60,7 @@ def choose_dimensions(fingerprint: Fingerprint, asked: str, *, seen: float) -> D
         return Dimensions("2d", {"configuration": "2d: the images are single slices"})
     if asked != "auto":
         taken, why = asked, "as asked for"
-    elif thick > ANISOTROPIC and slices < _FEW_SLICES:
+    elif takes_single_slices(fingerprint, asked):
         taken, why = "2d", "neighbouring slices hardly belong together"
     else:
         taken, why = "3d", "neighbouring slices tell what one alone does not"
@@ -81,6 +81,14 @@ def choose_dimensions(fingerprint: Fingerprint, asked: str, *, seen: float) -> D
     return Dimensions(taken, reasons)
 
 
+def takes_single_slices(fingerprint: Fingerprint, asked: str) -> bool:
+    """Whether the network will see single slices."""
+    if asked != "auto" or fingerprint.two_dimensional:
+        return asked == "2d" or fingerprint.two_dimensional
+    steps = sorted(fingerprint.median_spacing_mm)
+    return steps[2] > ANISOTROPIC * steps[0] and min(fingerprint.median_shape) < _FEW_SLICES
+
+
 def choose_axis_order(fingerprint: Fingerprint, taken: str) -> Triple:
     """The RAS axis of each working axis: for single slices the coarsest axis comes last."""
     if taken != "2d" or fingerprint.two_dimensional:
@@ -93,7 +101,7 @@ def choose_axis_order(fingerprint: Fingerprint, taken: str) -> Triple:
 def coarsening_for(shape: Triple, patch: Triple) -> float:
     """By which factor a grid must get coarser so that the patch shows enough of the scan."""
     seen = prod(patch) / prod(shape)
-    return max(1.0, (SEEN_ENOUGH / seen) ** (1 / 3))
+    return float(max(1.0, (SEEN_ENOUGH / seen) ** (1 / 3)))
 
 
 def choose_augmentation(fingerprint: Fingerprint) -> tuple[AugmentationPlan, str]:

@@ -12,20 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from medseg.core.errors import DatasetError
-from medseg.core.labels import LabelSet, left_right_pairs
-from medseg.core.plan import (
-    AugmentationPlan,
-    ChannelFacts,
-    ChannelPlan,
-    Fingerprint,
-    NetworkPlan,
-    Plan,
-    Spacing,
-    TrainingPlan,
-    edited,
-)
-from medseg.planning.fingerprint import ANISOTROPIC
-from medseg.planning.topology import as_triple
+from medseg.core.labels import LabelSet
+from medseg.core.plan import Fingerprint, Plan, edited
+from medseg.planning.draft import Wish, draft_plan
+from medseg.planning.memory import StepBytes, estimated_step_bytes
+from medseg.planning.presets import PRESETS
 from medseg.planning.topology import patch_and_strides as patch_and_strides
 
 StepCost = Callable[[Plan], float]
@@ -46,6 +37,10 @@ class Means:
         widest: Most channels of any stage.
         training_s: Time for the steps; None when their number is given.
         enough_steps: How many steps a wider network must still get.
+        configuration: One of ``choices.CONFIGURATIONS``.
+        target_bytes: What a training step may take of the device's memory; the largest patch
+            that fits then replaces ``patch_voxels``. None where nobody said.
+        step_bytes: What a step of a plan takes, estimated or measured.
     """
 
     patch_voxels: int
@@ -54,6 +49,9 @@ class Means:
     widest: int
     training_s: float | None = None
     enough_steps: int = 1000
+    configuration: str = "auto"
+    target_bytes: int | None = None
+    step_bytes: StepBytes = estimated_step_bytes
 
 
 def means_for(device_type: str, *, two_dimensional: bool, training_s: float | None) -> Means:
@@ -63,15 +61,6 @@ def means_for(device_type: str, *, two_dimensional: bool, training_s: float | No
         return Means(patch, batch, (16, 24, 32), 320, training_s, enough_steps=2000)
     patch, batch = (192 * 192, 8) if two_dimensional else (56 * 56 * 40, 2)
     return Means(patch, batch, (8, 12, 16, 24, 32), 256, training_s)
-
-
-@dataclass(frozen=True)
-class _Size:
-    """What is chosen by time: the network's name and width, and the grid."""
-
-    network: str
-    width: int
-    coarsening: float
 
 
 def make_plan(
@@ -90,7 +79,7 @@ def make_plan(
         fingerprint: Of the training cases.
         labels: What to learn.
         means: What there is to train with.
-        network: Which network to size.
+        network: Which network or preset to size.
         width: Channels of the finest stage; None chooses by time.
         step_cost: Seconds of one training step of a plan, measured; None takes the first
             of ``means.widths``.
@@ -111,10 +100,17 @@ def make_plan(
         )
 
     def plan_of(channels: int, coarsening: float = 1.0) -> Plan:
-        size = _Size(network, channels, coarsening)
-        plan = _plan_of_size(fingerprint, labels, means, size=size)
+        wish = Wish(
+            network, channels, means.widest, means.patch_voxels, means.batch_size, coarsening,
+            means.configuration, means.target_bytes, means.step_bytes,
+        )  # fmt: skip
+        plan = draft_plan(fingerprint, labels, wish)
         return edited(plan, changes) if changes else plan
 
+    preset = PRESETS.get(network)
+    if width is None and preset is not None:
+        reason = f"{preset.width} channels, as {network} has"
+        return _with_reason(plan_of(preset.width), "features", reason)
     if width is not None:
         return _with_reason(plan_of(width), "features", f"{width} channels as set")
     if step_cost is None or means.training_s is None:
@@ -158,88 +154,6 @@ def _largest_that_fits(
             break
         best, steps = wider, fit
     return best, steps
-
-
-def _plan_of_size(fingerprint: Fingerprint, labels: LabelSet, means: Means, *, size: _Size) -> Plan:
-    spacing, spacing_reason = _spacing(fingerprint, size.coarsening)
-    flat = fingerprint.two_dimensional
-    median_mm = fingerprint.median_spacing_mm
-    grid_mm = np.array([new or old for new, old in zip(spacing, median_mm, strict=True)])
-    shape = np.array(fingerprint.median_shape) * np.array(median_mm) / grid_mm
-    a, b, c = (float(side) for side in grid_mm)
-    patch, strides, kernels = patch_and_strides(
-        as_triple(np.maximum(1, np.round(shape))), (a, b, c), means.patch_voxels
-    )
-    pairs = left_right_pairs(labels)
-    return Plan(
-        labels=labels,
-        channels=tuple(_channel_plan(facts) for facts in fingerprint.channels),
-        modality=fingerprint.channels[0].modality,
-        activation="regions" if fingerprint.regions else "softmax",
-        ignore=fingerprint.ignore,
-        spacing_mm=spacing,
-        patch_size=patch,
-        network=NetworkPlan(
-            name=size.network,
-            spatial_dims=2 if flat else 3,
-            in_channels=len(fingerprint.channels),
-            classes=len(labels) + (not fingerprint.regions),
-            strides=strides,
-            kernels=kernels,
-            features=tuple(
-                min(means.widest, size.width * 2**level) for level in range(len(strides))
-            ),
-        ),
-        training=TrainingPlan(
-            batch_size=means.batch_size, learning_rate=2e-3, augmentation=AugmentationPlan()
-        ),
-        reasons={
-            "spacing_mm": spacing_reason,
-            "patch_size": f"median scan {fingerprint.median_shape}, at most {means.patch_voxels} "
-            "voxels, rounded up to what the strides need",
-            "mirror_axes": "no mirroring: "
-            + (
-                f"left and right are labels of their own ({pairs[0][0]}, {pairs[0][1]})"
-                if pairs
-                else "organs have a side"
-            ),
-            "normalisation": "CT: clipped to foreground percentiles; else z-score of each scan",
-        },
-    )
-
-
-def _spacing(fingerprint: Fingerprint, coarsening: float) -> tuple[Spacing, str]:
-    median, low = fingerprint.median_spacing_mm, fingerprint.low_spacing_mm
-    slower = f"; {coarsening:g} times coarser, so that enough steps fit" if coarsening > 1 else ""
-    if fingerprint.two_dimensional:
-        reason = f"median of the training images; single slices{slower}"
-        return (median[0] * coarsening, median[1] * coarsening, None), reason
-    chosen = [
-        fine if middle > ANISOTROPIC * min(median) else middle
-        for middle, fine in zip(median, low, strict=True)
-    ]
-    reason = "median of the training scans"
-    if chosen != list(median):
-        reason += "; 10th percentile along the coarse axis"
-    if coarsening > 1:
-        # Axes that are coarse already stay as they are for longest.
-        chosen = [max(side, coarsening * min(chosen)) for side in chosen]
-    return (chosen[0], chosen[1], chosen[2]), reason + slower
-
-
-def _channel_plan(facts: ChannelFacts) -> ChannelPlan:
-    if facts.modality.upper() == "CT":
-        return ChannelPlan(
-            name=facts.name,
-            normalisation="ct",
-            clip_low=facts.percentile_00_5,
-            clip_high=facts.percentile_99_5,
-            mean=facts.foreground_mean,
-            std=facts.foreground_std,
-        )
-    # A quarter of exact zeros is a background that someone cut away (skull stripping).
-    masked = facts.zero_share > 0.25
-    return ChannelPlan(name=facts.name, normalisation="zscore_nonzero" if masked else "zscore")
 
 
 def _paced(plan: Plan, steps: int, means: Means, changes: dict[str, object] | None) -> Plan:
