@@ -275,8 +275,8 @@ def _network_bytes(plan: Plan) -> int:
     """Activations of one tile: the skips of all stages, and the widest step of the finest."""
     network, voxels, kept = plan.network, float(prod(plan.patch_size)), 0.0
     if network.name not in _UNETS:
-        # Half as much again for what an operation holds beside its input and output.
-        return int(1.5 * network_cost(network, plan.patch_size).activation_bytes)
+        # A tenth more for what an operation holds beside its input and output.
+        return int(1.1 * network_cost(network, plan.patch_size).activation_bytes)
     widest = 0.0
     for features, stride in zip(network.features, network.strides, strict=True):
         voxels /= prod(stride)

@@ -21,7 +21,8 @@ def info(path: str | Path) -> dict[str, Any]:
     ``modality``, ``description``, ``slices``, ``spacing_mm``, ``gaps``, ``reasons_against``
     and more for each; and ``masks``, where there are segmentations or structure sets: a list
     with ``file`` and ``labels`` (value to name). A model or a set of models: the facts
-    of its package.
+    of its package; of a model also ``parameters`` and ``gflops_per_patch`` of one member
+    (a multiplication and an addition are two operations).
 
     Args:
         path: A scan file; a folder, zip or DICOMDIR of DICOM; a model or set folder, a run
@@ -37,7 +38,7 @@ def info(path: str | Path) -> dict[str, Any]:
             # The package room brings torch along; a scan needs none.
             from medseg.package.package import read_package_info
 
-            return {"kind": "model", **read_package_info(folder)}
+            return _with_cost({"kind": "model", **read_package_info(folder)})
     if (path / "set.json").is_file():
         from medseg.package.model_set import read_set_info
 
@@ -46,10 +47,23 @@ def info(path: str | Path) -> dict[str, Any]:
         from medseg.package.nnunet import load_nnunet
 
         package = load_nnunet(path)
-        return {"kind": "model", "sha256": package.sha256, **package.model.model_dump(mode="json")}
+        return _with_cost(
+            {"kind": "model", "sha256": package.sha256, **package.model.model_dump(mode="json")}
+        )
     if is_dicom_source(path):
         return _study_info(path)
     return _scan_info(path)
+
+
+def _with_cost(facts: dict[str, Any]) -> dict[str, Any]:
+    """With what the network of a model costs, after its hash."""
+    from medseg.core.plan import Plan
+    from medseg.networks.cost import network_cost
+
+    plan = Plan.model_validate(facts["plan"])
+    cost = network_cost(plan.network, plan.patch_size)
+    found = {"parameters": cost.parameters, "gflops_per_patch": round(cost.gflops, 3)}
+    return {"kind": facts["kind"], "sha256": facts["sha256"], **found, **facts}
 
 
 def _study_info(path: Path) -> dict[str, Any]:

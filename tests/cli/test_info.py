@@ -8,6 +8,7 @@ import pytest
 
 from medseg.cli.app import run
 from medseg.cli.info import fact_lines
+from tests.models import small_plan, write_random_package
 from tests.phantoms import lopsided_volume, oblique_affine, write_nifti
 
 
@@ -76,3 +77,16 @@ def test_facts_within_facts() -> None:
         "  d 1; e f",
         "g  -",
     ]
+
+
+def test_a_model_tells_what_it_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = facts_of(write_random_package(tmp_path / "model", small_plan()), capsys)
+    assert facts["kind"] == "model"
+    # Two stages of 4 and 8 channels, one channel in, three classes out; by hand in
+    # tests/networks/test_unet.py and test_cost.py.
+    weights = [4 * 27, 4 * 4 * 27, 4 * 8 * 27, 8 * 8 * 27, 8 * 4 * 8, 8 * 4 * 27, 4 * 4 * 27]
+    norms = [4, 4, 8, 8, 4, 4]
+    assert facts["parameters"] == sum(weights) + 3 * sum(norms) + 4 + 4 * 3 + 3
+    assert facts["gflops_per_patch"] == 0.007  # 6.77 million, by hand in test_cost.py
+    assert run(["info", str(tmp_path / "model")]) == 0
+    assert "gflops_per_patch" in capsys.readouterr().out
