@@ -19,7 +19,7 @@ from medseg.planning.choices import (
     choose_spacing,
     coarsening_for,
 )
-from medseg.planning.memory import StepBytes, largest_batch, largest_patch
+from medseg.planning.memory import LEAST_VOXELS, StepBytes, largest_batch, largest_patch
 from medseg.planning.networks import Frame
 from medseg.planning.presets import PRESETS, Ground, fit
 from medseg.planning.symmetry import confirmed_pairs, mirror_axes
@@ -129,7 +129,7 @@ def _within_memory(
         most_voxels=prod(grid.shape),
     )
     if plan is None:
-        needed = wish.step_bytes(plan_of(1))
+        needed = wish.step_bytes(plan_of(LEAST_VOXELS))
         raise SettingsError(
             "--target-memory",
             expected=f"at least {needed / _GB:.1f} GB for the smallest patch of {wish.network} "

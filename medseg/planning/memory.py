@@ -24,6 +24,8 @@ _BYTES_PER_WEIGHT = 5 * 4
 _LOSS_COPIES = 4
 # What libraries take besides: other layouts of a tensor while a layer works on it.
 _ROOM, _FIXED_BYTES = 1.15, 64_000_000
+#: Of a patch: below this there is nothing to pool.
+LEAST_VOXELS = 8**3
 StepBytes = Callable[[Plan], int]
 
 
@@ -76,7 +78,7 @@ def largest_patch(
     Returns:
         None where not even the smallest patch fits.
     """
-    low, high = 8**3, max(most_voxels, 8**3)
+    low, high = LEAST_VOXELS, max(most_voxels, LEAST_VOXELS)
     best = None
     if step_bytes(widest := plan_of(high)) <= target_bytes:
         return widest
