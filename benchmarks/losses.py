@@ -123,7 +123,7 @@ def main() -> None:
     values, gradients = [], []
     for side in SIDES:
         value = loss_of(side, options.classes)(logits, labels)
-        values.append(float(value))
+        values.append(float(value.detach()))
         gradients.append(torch.autograd.grad(value, logits)[0])
     gap = float((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max())
     print(f"value off by {abs(values[0] - values[1]):.1e}, gradient by {gap:.1e} of its largest")

@@ -204,37 +204,3 @@ def _hardest(found: Evidence, share: float) -> Tensor:
     ranks = torch.arange(most, device=losses.device)
     chosen = ((ranks < wanted) & (largest >= 0)).to(losses.dtype)
     return torch.stack(((largest * chosen).sum(), chosen.sum()))
-
-
-def dice_ce_loss(logits: Tensor, labels: Tensor, *, total: Total = alone) -> Tensor:
-    """Soft Dice loss plus cross-entropy, both with weight 1, in float32.
-
-    Dice is the mean over labels without background, each over the whole batch at once.
-
-    Args:
-        logits: (N, classes, I, J, K).
-        labels: (N, I, J, K) int64 class indices; -1 is left out.
-        total: Adds up over processes.
-
-    Source: Milletari et al., 3DV 2016; batch Dice + CE as in Isensee et al., 2021.
-    """
-    found = softmax_evidence(logits, Targets(labels))
-    mean = _Areas.of(found)
-    fit = torch.stack(((found.fit * found.weight).sum(), found.weight.sum()))
-    whole = total(torch.cat((mean.packed, fit)))
-    areas = _Areas.unpacked(whole, mean.labels)
-    sizes = areas.predicted + areas.present
-    dice = (2 * areas.overlap + _SMOOTH) / (sizes + _SMOOTH)
-    return 1 - dice.mean() - whole[-2] / whole[-1]
-
-
-def deep_supervision_loss(
-    outputs: Sequence[Tensor], targets: Targets, *, total: Total = alone
-) -> Tensor:
-    """Dice + cross-entropy at each resolution, halving in weight from one to the next."""
-    weights = [0.5**level for level in range(len(outputs))]
-    loss = torch.zeros((), device=targets.labels.device)
-    for weight, logits in zip(weights, outputs, strict=True):
-        shrunk = targets.shrunk(logits.shape[2:])
-        loss = loss + weight * dice_ce_loss(logits, shrunk.labels, total=total)
-    return loss / sum(weights)

@@ -17,7 +17,7 @@ from medseg.training.determinism import deterministic
 from medseg.training.loader import Batches
 from medseg.training.looks import LOOKS, is_due
 from medseg.training.loop import TrainJob, train_network
-from medseg.training.losses import deep_supervision_loss
+from medseg.training.losses import SegmentationLoss
 from medseg.training.schedule import Schedule
 from medseg.training.step import Stepper, new_state
 from tests.models import small_plan
@@ -177,7 +177,7 @@ def test_the_gradient_norm_is_that_of_autograd(tmp_path: Path) -> None:
     loss, norm = Stepper(state, plan, CPU)([(images, targets)], 0.0)
     fresh = new_state(plan, seed=3, device=CPU).network
     outputs = fresh(images)
-    expected = deep_supervision_loss(outputs, targets)
+    expected = SegmentationLoss(plan, CPU)(outputs, targets)
     gradients = torch.autograd.grad(expected, list(fresh.parameters()))
     expected = expected.detach()
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
