@@ -157,9 +157,10 @@ class LabelSet(BaseModel):
     def regroup(self, selection: str) -> LabelSet:
         """Select, merge and rename labels: ``"liver=1+2,tumour=2"`` or ``"liver,spleen"``.
 
-        Each part is ``name`` (kept with its value) or ``name=a+b`` with values or names to
-        unite. When any part has a ``=`` the result is numbered 1, 2, 3 in the order given.
-        A later part paints over an earlier one.
+        Each part is ``name`` (kept with its value), ``new=old`` (renamed), or ``name=a+b`` with
+        values or names to unite; ``a+b`` alone keeps that as its name. When labels are renamed
+        or united the result is numbered 1, 2, 3 in the order given. A later part paints over an
+        earlier one.
 
         Raises:
             LabelError: A part is malformed or names a label that is not there.
@@ -167,13 +168,16 @@ class LabelSet(BaseModel):
         parts = [part.strip() for part in selection.split(",") if part.strip()]
         if not parts:
             raise LabelError("--labels", expected="name or name=1+2, with commas", got=selection)
-        if not any("=" in part for part in parts):
+        whole = {name.casefold() for name in self.names}
+        if all("=" not in part and (part.casefold() in whole or "+" not in part) for part in parts):
             return self.select(parts)
         made: list[Label] = []
         for position, part in enumerate(parts):
             name, _, sources = part.partition("=")
             terms = [term.strip() for term in (sources or name).split("+")]
-            values = tuple(v for term in terms for v in self._sources_of(term))
+            if not sources and name.casefold() in whole:
+                terms = [name]
+            values = tuple(v for term in terms for v in self._sources_of(term, new=name.strip()))
             made.append(
                 Label(
                     value=position + 1,
@@ -187,10 +191,16 @@ class LabelSet(BaseModel):
             raise LabelError("--labels", expected="a name of its own for each", got=selection)
         return LabelSet(labels=tuple(made))
 
-    def _sources_of(self, term: str) -> tuple[int, ...]:
+    def _sources_of(self, term: str, *, new: str) -> tuple[int, ...]:
         for label in self.labels:
             if term == str(label.value):
                 return label.sources
+        names = {name.casefold() for name in self.names}
+        if new.casefold() in names and term.casefold() not in names:
+            raise LabelError(
+                f"label '{term}'", expected=f"one of {', '.join(self.names)}", got=f"{new}={term}",
+                cure=f"A new name comes first: {term}={new}.",
+            )  # fmt: skip
         return self.named(term).sources
 
 

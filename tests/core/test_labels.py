@@ -81,6 +81,19 @@ def test_selection_keeps_values() -> None:
     assert some.values == (2, 9)
 
 
+def test_labels_are_united_under_both_names_and_renamed() -> None:
+    united = ORGANS.regroup("liver+tumour,5")
+    assert united.names[0] == "liver+tumour"
+    assert united.labels[0].sources == (2, 9)
+    assert united.values == (1, 2)
+    assert ORGANS.regroup("hepar=liver").names == ("hepar",)
+    with pytest.raises(LabelError, match=r"A new name comes first: hepar=liver\."):
+        ORGANS.regroup("liver=hepar")
+    plus = LabelSet.from_names({1: "a+b", 2: "a"})
+    assert plus.regroup("a+b").values == (1,)
+    assert plus.regroup("a+b, x=a").labels[0].sources == (1,)
+
+
 @pytest.mark.parametrize("text", ["", " , ", "a=2,a=5", "a=3", "lung", "a=2+lung"])
 def test_regroup_that_makes_no_sense(text: str) -> None:
     with pytest.raises(LabelError):
