@@ -8,12 +8,11 @@ each slab is turned, normalised and resampled, and its planes leave.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.core.errors import FileError, InputError
@@ -21,8 +20,9 @@ from medseg.core.geometry import Orientation, Triple
 from medseg.core.plan import ChannelPlan, Plan
 from medseg.core.scan import Scan
 from medseg.transforms.normalise import Box, normalise
+from medseg.transforms.planes import Across, planes_for, ranges_needed
 from medseg.transforms.preprocess import RestoreRecord
-from medseg.transforms.resample import AxisRules, axis_rules, nearest_index, resample_image
+from medseg.transforms.resample import AxisRules, axis_rules
 
 # Slabs of this many voxels: 16 MB as float32.
 _SLAB_VOXELS = 1 << 22
@@ -80,10 +80,13 @@ class Survey:
     Attributes:
         record: The way back, and the working grid.
         moments: One per channel; empty ones where the plan needs none.
+        ranges: The least and the largest normalised values, where cubic ones are clipped to
+            them: (C, 1, 1, 1), or one for each plane of the axis that is resampled separately.
     """
 
     record: RestoreRecord
     moments: tuple[Moments, ...]
+    ranges: tuple[Tensor, Tensor] | None = None
 
     @property
     def axis(self) -> int:
@@ -100,23 +103,18 @@ def why_not_streamed(scan: Scan, plan: Plan) -> str:
     """Why a scan cannot be preprocessed slab by slab; "" where it can."""
     if plan.orientation == "ras" and not scan.geometry.is_regular:
         return "its axes are not at right angles"
+    if scan.missing:
+        return "it has not all channels"
     if plan.cascade_labels:
         return "its model takes the labels of an earlier stage"
     masked = [c.name for c in plan.channels if c.normalisation == "zscore_mask"]
     if masked:
         return f"channel '{masked[0]}' is normalised within a mask with its holes filled"
-    record = RestoreRecord.for_plan(scan.geometry, plan)
-    rules, axis = _image_rules(record, plan), _streaming_axis(record)
-    resampled = [n for n in range(3) if record.working.shape[n] != record.oriented.shape[n]]
-    # A cubic axis needs all of its voxels, and clipping the range of what is not separate.
-    cubic = any(rules.orders[n] == 3 for n in (resampled if plan.crop == "none" else range(3)))
-    if cubic and (rules.orders[axis] == 3 or rules.separate != axis):
-        return "its plan resamples it with cubic splines along its slices"
     return ""
 
 
 def survey_scan(scan: Scan, plan: Plan) -> Survey:
-    """Find out what must be known of a whole scan, slab by slab, in at most two passes.
+    """Find out what must be known of a whole scan, slab by slab, in at most three passes.
 
     Raises:
         InputError: It cannot be preprocessed by slab, or has other channels than the plan.
@@ -148,7 +146,20 @@ def survey_scan(scan: Scan, plan: Plan) -> Survey:
             for place, (voxels, kind) in enumerate(zip(slab, kinds, strict=True)):
                 counted = voxels[voxels != 0] if kind == "zscore_nonzero" else voxels
                 moments[place] = moments[place].joined(counted.reshape(-1))
-    return Survey(record, tuple(moments))
+    survey = Survey(record, tuple(moments))
+    return replace(survey, ranges=_ranges(scan, plan, survey))
+
+
+def _ranges(scan: Scan, plan: Plan, survey: Survey) -> tuple[Tensor, Tensor] | None:
+    record, low, high = survey.record, torch.tensor(torch.inf), torch.tensor(-torch.inf)
+    rules = _image_rules(record, plan)
+    over = ranges_needed(_covered(record), record.working.shape, rules, survey.axis)
+    if over is None:
+        return None
+    for _, slab in _normal_slabs(scan, plan, survey):
+        low = torch.minimum(low, slab.amin(over, keepdim=True))
+        high = torch.maximum(high, slab.amax(over, keepdim=True))
+    return low, high
 
 
 def stream_preprocessed(scan: Scan, plan: Plan, survey: Survey, sink: PlaneSink) -> None:
@@ -166,63 +177,25 @@ def stream_preprocessed(scan: Scan, plan: Plan, survey: Survey, sink: PlaneSink)
         InputError: Its values are not those that the plan's normalisation takes.
     """
     record, axis = survey.record, survey.axis
-    rules, flips = _image_rules(record, plan), record.orientation.flips
-    depth = _covered(record)[axis]
-    planes = _Planes(depth, record.working.shape[axis], rules=rules, axis=axis, flipped=flips[axis])
-    for start, slab in _slabs(scan, record):
+    rules, flipped = _image_rules(record, plan), record.orientation.flips[axis]
+    old, new = _covered(record), record.working.shape
+    planes = planes_for(old[axis], new[axis], rules=rules, axis=axis, flipped=flipped)
+    across = Across(old, new, rules=rules, axis=axis, ranges=survey.ranges)
+    for start, slab in _normal_slabs(scan, plan, survey):
+        at = old[axis] - start - slab.shape[axis + 1] if flipped else start
+        # The streaming axis first, so that planes lie together: (D, C, u, v).
+        for first, leaving in planes.through(at, across.before(slab).movedim(axis + 1, 0)):
+            sink.write(first, across.after(leaving.movedim(0, axis + 1)))
+
+
+def _normal_slabs(scan: Scan, plan: Plan, survey: Survey) -> Iterator[tuple[int, Tensor]]:
+    """Slabs normalised and turned to (C, I, J, K), and their first slice in the file's order."""
+    turn = survey.record.orientation
+    for start, slab in _slabs(scan, survey.record):
         parts = zip(slab, plan.channels, survey.moments, strict=True)
         normal = torch.stack([_normalise(*part) for part in parts])
-        turned = normal.permute(0, *(source + 1 for source in record.orientation.axes))
-        turned = turned.flip([at + 1 for at in range(3) if flips[at]])
-        thick = int(turned.shape[axis + 1])
-        shape = [thick if n == axis else record.working.shape[n] for n in range(3)]
-        within = resample_image(turned, (shape[0], shape[1], shape[2]), rules=rules)
-        at = depth - start - thick if flips[axis] else start
-        # The streaming axis first, so that planes lie together: (D, C, u, v).
-        for first, leaving in planes.through(at, within.movedim(axis + 1, 0)):
-            sink.write(first, leaving.movedim(0, axis + 1))
-
-
-class _Planes:
-    """Interpolation along the axis on which slabs arrive, one plane carried over.
-
-    Half-pixel centres, edges repeated: ``resample.resample_image`` along one axis.
-    """
-
-    def __init__(self, old: int, new: int, *, rules: AxisRules, axis: int, flipped: bool) -> None:
-        # Where all axes are linear torch interpolates, which counts in float32: so do we.
-        real = np.float32 if rules.orders == (1, 1, 1) else np.float64
-        index: NDArray[Any] = np.arange(new).astype(real)
-        position = ((index + 0.5) * (real(old) / real(new)) - 0.5).clip(0, old - 1)
-        if rules.orders[axis] == 0:
-            position = nearest_index(old, new).astype(real)
-        self._below = np.floor(position).astype(np.intp)
-        self._above = np.minimum(self._below + 1, old - 1)
-        self._weight = (position - self._below).astype(np.float32)
-        self._same, self._flipped = old == new, flipped
-        self._carried: Tensor | None = None
-
-    def through(self, start: int, slab: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Take planes (D, C, u, v) from ``start`` on; yield those that are complete by them."""
-        if self._same:
-            yield start, slab
-            return
-        fresh = start, start + slab.shape[0]
-        if self._carried is not None:
-            pair = [slab, self._carried] if self._flipped else [self._carried, slab]
-            slab = torch.cat(pair)
-            start -= not self._flipped
-        # A plane is complete with the later of its two neighbours.
-        later = self._below if self._flipped else self._above
-        wanted = np.flatnonzero((later >= fresh[0]) & (later < fresh[1]))
-        if wanted.size:
-            below, above, weight = (
-                torch.from_numpy(half[wanted])
-                for half in (self._below - start, self._above - start, self._weight)
-            )
-            leaving = torch.lerp(slab[below], slab[above], weight[:, None, None, None])
-            yield int(wanted[0]), leaving
-        self._carried = slab[:1].clone() if self._flipped else slab[-1:].clone()
+        turned = normal.permute(0, *(source + 1 for source in turn.axes))
+        yield start, turned.flip([at + 1 for at in range(3) if turn.flips[at]])
 
 
 def _streaming_axis(record: RestoreRecord) -> int:

@@ -107,16 +107,16 @@ def _resample_channel(channel: Tensor, shape: Triple, rules: AxisRules) -> Tenso
     done = channel
     # What shrinks most goes first: the other axes then have less to do.
     for axis in sorted(within, key=lambda axis: shape[axis] / channel.shape[axis]):
-        done = _along(done, axis, shape[axis], rules.orders[axis])
+        done = along(done, axis, shape[axis], rules.orders[axis])
     if any(rules.orders[axis] == 3 for axis in within):
         rest = [axis for axis in range(3) if axis != rules.separate]
         done = done.clamp_(channel.amin(rest, keepdim=True), channel.amax(rest, keepdim=True))
     if rules.separate in axes:
-        done = _along(done, rules.separate, shape[rules.separate], rules.orders[rules.separate])
+        done = along(done, rules.separate, shape[rules.separate], rules.orders[rules.separate])
     return done
 
 
-def _along(voxels: Tensor, axis: int, size: int, order: int) -> Tensor:
+def along(voxels: Tensor, axis: int, size: int, order: int) -> Tensor:
     """Resample one axis of (I, J, K) to ``size`` voxels."""
     if order == 0:
         return voxels.index_select(axis, torch.from_numpy(nearest_index(voxels.shape[axis], size)))
@@ -139,9 +139,14 @@ def axis_weights(old: int, new: int, order: int) -> Tensor:
         np.add.at(matrix, (rows, below), 1.0 - weight)
         np.add.at(matrix, (rows, above), weight)
         return torch.from_numpy(matrix.astype(np.float32))
+    return cubic_weights((np.arange(new) + 0.5) * (old / new) - 0.5, old)
+
+
+def cubic_weights(places: NDArray[Any], old: int) -> Tensor:
+    """:func:`axis_weights` of order 3 for any places (new,), in voxels of the old axis."""
     padded = np.pad(np.eye(old), ((_SPLINE_PAD, _SPLINE_PAD), (0, 0)), mode="edge")
     coefficients = spline_filter1d(padded, order=3, axis=0, mode="mirror")
-    position = (np.arange(new) + 0.5) * (old / new) - 0.5 + _SPLINE_PAD
+    position = places + _SPLINE_PAD
     first = np.floor(position).astype(np.intp)
     t = (position - first)[:, None]
     taps = cubic_taps(t)
