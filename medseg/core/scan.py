@@ -143,13 +143,19 @@ class Scan:
         return cls(geometry, names, lambda: array, modality=modality, source=source)
 
     @classmethod
-    def from_channels(cls, scans: Mapping[str, Scan], *, source: str = "scan") -> Scan:
+    def from_channels(cls, scans: Mapping[str, Scan | None], *, source: str = "scan") -> Scan:
         """Join scans of one channel each, on one grid, into one of several channels.
+
+        Args:
+            scans: By the names of the channels; None for one that there is no image of, which
+                becomes zeros. At least one is there.
+            source: What to call the scan in messages.
 
         Raises:
             GeometryError: Two of them lie on different grids.
         """
-        (first_name, first), *others = scans.items()
+        there = {name: scan for name, scan in scans.items() if scan is not None}
+        (first_name, first), *others = there.items()
         for name, scan in others:
             gap = first.geometry.difference(scan.geometry)
             if gap is not None:
@@ -159,10 +165,12 @@ class Scan:
                     got=gap,
                     cure="Resample the channels to one grid first.",
                 )
-        several = [name for name, scan in scans.items() if len(scan.channels) != 1]
+        several = [name for name, scan in there.items() if len(scan.channels) != 1]
         if several:
             raise FileError(source, expected="one channel per file", got=f"more in {several}")
-        parts = tuple(scans.values())
+        nothing = np.zeros(first.geometry.shape, dtype=np.uint8)
+        empty = cls.from_array(nothing, first.geometry)
+        parts = tuple(empty if scan is None else scan for scan in scans.values())
 
         def load_slabs(cuts: Sequence[tuple[int, int]]) -> Iterator[NDArray[Any]]:
             for slabs in zip(*(part._cut(cuts) for part in parts), strict=True):
@@ -177,4 +185,5 @@ class Scan:
             forms=first.forms,
             slices=first.slices,
             load_slabs=load_slabs if all(part.load_slabs for part in parts) else None,
+            missing=tuple(n for n, scan in enumerate(scans.values()) if scan is None),
         )

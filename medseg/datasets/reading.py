@@ -51,23 +51,11 @@ def read_case_image(case: Case, reader: Reader = HERE) -> Scan:
     ]
     if len(found) == 1 and not case.missing:
         return found[0]
-    parts = list(found)
+    parts: list[Scan | None] = list(found)
     for number in case.missing:
-        parts.insert(number, _nothing(found[0]))
+        parts.insert(number, None)
     named = {str(number): scan for number, scan in enumerate(parts)}
-    joined = Scan.from_channels(named, source=f"case {case.id}")
-    if not case.missing:
-        return joined
-    first = found[0]
-    return replace(
-        joined, missing=case.missing, modality=first.modality, forms=first.forms,
-        slices=first.slices,
-    )  # fmt: skip
-
-
-def _nothing(like: Scan) -> Scan:
-    """A channel of zeros on the grid of a scan."""
-    return Scan.from_array(np.zeros(like.geometry.shape, dtype=np.uint8), like.geometry)
+    return Scan.from_channels(named, source=f"case {case.id}")
 
 
 def read_case_mask(case: Case, reader: Reader = HERE) -> tuple[NDArray[Any], Scan]:

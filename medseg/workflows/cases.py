@@ -127,9 +127,13 @@ def read_case_table(path: Path, plan: Plan) -> list[Job]:
     for line, row in enumerate(rows, start=2):
         where = f"{path}, line {line}"
         case = (row["case"] or "").strip()
-        cells = {name: (row[name] or "").strip() for name in names}
-        if not case or not all(cells.values()):
-            raise InputError(where, expected="a value in each column", got="a gap")
+        cells = {name: cell for name in names if (cell := (row[name] or "").strip())}
+        spared = plan.training.channel_dropout > 0 and cells
+        if not case or (len(cells) < len(names) and not spared):
+            raise InputError(
+                where, expected="a value in each column", got="a gap",
+                cure="Only a model trained with channel_dropout can do without a channel.",
+            )  # fmt: skip
         case = os.path.normpath(case)
         if case in jobs:
             raise InputError(where, expected="a new case id", got=f"'{case}' again")
@@ -178,12 +182,15 @@ def _by_channel(named: dict[str, Path], plan: Plan) -> list[Job]:
                 cure="Rename one of them, or give them in two calls.",
             )
         missing = [name for name in names if name not in files]
-        if missing:
+        if missing and plan.training.channel_dropout == 0:
             raise InputError(
                 f"case '{case}'",
                 expected=f"a file for each of {', '.join(names)}",
                 got=f"none for {', '.join(missing)}",
                 cure="Name them case_0000, case_0001 ... in the order of the channels.",
             )
-    joined = [(case, {name: parts[name] for name in names}) for case, parts in grouped.items()]
+    joined = [
+        (case, {name: parts[name] for name in names if name in parts})
+        for case, parts in grouped.items()
+    ]
     return [*whole, *joined]

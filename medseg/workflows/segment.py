@@ -36,6 +36,7 @@ from medseg.transforms.preprocess import (
     made_regular,
     preprocess_scan,
 )
+from medseg.workflows.channels import check_channels
 from medseg.workflows.maps import Maps
 from medseg.workflows.memory_scans import scan_from_memory
 from medseg.workflows.qc import noted
@@ -60,7 +61,7 @@ def read(source: ScanLike, plan: Plan) -> Scan:
     Args:
         source: A path; a nibabel image; a SimpleITK image; ``(array, affine)`` with
             (I, J, K) or (C, I, J, K) voxels and a 4x4 RAS+ affine in mm; a :class:`Scan`; a
-            DICOM :class:`Study`; or a mapping from each channel name of the plan to one of these.
+            DICOM :class:`Study`; or a mapping from channel names of the plan to one of these.
         plan: Says which channels are wanted.
 
     Raises:
@@ -70,15 +71,9 @@ def read(source: ScanLike, plan: Plan) -> Scan:
     """
     names = [channel.name for channel in plan.channels]
     if isinstance(source, Mapping):
-        if set(source) != set(names):
-            raise InputError(
-                "channels",
-                expected=", ".join(names),
-                got=", ".join(map(str, source)) or "none",
-                cure="Give one scan for each channel name.",
-            )
-        parts = {name: _read_one(source[name], plan) for name in names}
-        scan = Scan.from_channels(parts, source=parts[names[0]].source)
+        check_channels([str(name) for name in source], plan, what="channels")
+        parts = {n: _read_one(source[n], plan) if n in source else None for n in names}
+        scan = Scan.from_channels(parts, source=next(p.source for p in parts.values() if p))
     else:
         scan = _read_one(source, plan)
     if len(scan.channels) != len(names):

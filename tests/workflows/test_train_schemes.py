@@ -12,10 +12,11 @@ import pytest
 
 import medseg
 from medseg.core.errors import MedsegError
-from medseg.core.plan import Plan
+from medseg.core.plan import Plan, edited
 from medseg.datasets.dataset import Case
 from medseg.evaluation.evaluate import CaseScores
 from medseg.workflows.scheme_scores import score_against_case
+from medseg.workflows.segment import read
 from tests.phantoms import write_msd_dataset, write_nifti
 from tests.training.test_label_schemes import REGIONS, dataset_of, only, rewritten
 from tests.training.test_losses import plan_of, region_plan
@@ -99,9 +100,32 @@ def test_cases_without_a_channel(tmp_path: Path) -> None:
     result = medseg.train(table, tmp_path / "run", **{**SMALL, "plan": plan})
     assert result["metrics"]["mean"]["dice"] is not None
     fingerprint = json.loads((tmp_path / "run" / "fingerprint.json").read_text())
+    # Who learned without a channel predicts without it, by name, in a table, and by file names.
+    model = medseg.load_model(tmp_path / "run")
+    t1 = data / "t1" / "case_001.nii.gz"
+    alone = model.predict({"T1": t1})
+    asked = tmp_path / "asked.csv"
+    asked.write_text(f"case,CT,T1\na,,{t1}\n")
+    medseg.predict(tmp_path / "run" / "model", [], tmp_path / "masks", cases=asked)
+    numbered = tmp_path / "scans" / "a_0001.nii.gz"
+    numbered.parent.mkdir()
+    numbered.write_bytes(t1.read_bytes())
+    medseg.predict(tmp_path / "run" / "model", numbered.parent, tmp_path / "again")
+    for folder in ("masks", "again"):
+        mask = np.asarray(nib.load(tmp_path / folder / "a.nii.gz").dataobj)
+        np.testing.assert_array_equal(mask, alone.labels)
+    # Whatever CT is normalised by: what stands for it reaches the network as 0.
+    prepared = model.prepare({"T1": t1}).voxels
+    assert float(prepared[0].abs().max()) == 0
+    assert float(prepared[1].abs().max()) > 0
+    with pytest.raises(MedsegError, match="expected CT, T1, got T9"):
+        model.predict({"T9": t1})
     # Zeros that stand for no image do not count as intensities.
     assert fingerprint["channels"][0]["percentile_00_5"] > 100
     assert fingerprint["channels"][1]["percentile_00_5"] > 50
+    strict = edited(model.plan, {"training.channel_dropout": 0.0})
+    with pytest.raises(MedsegError, match=r"got T1.*only a model trained with channel_dropout"):
+        read({"T1": t1}, strict)
 
 
 def scores(said: np.ndarray, mask: np.ndarray, plan: Plan, case: Case) -> CaseScores:
