@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medseg.workflows.doctor import doctor
     from medseg.workflows.evaluate import evaluate
     from medseg.workflows.info import info
+    from medseg.workflows.plan import plan
     from medseg.workflows.predict import predict
     from medseg.workflows.train import train
 
@@ -42,6 +43,7 @@ _HOMES = {
     "evaluate": "medseg.workflows.evaluate",
     "info": "medseg.workflows.info",
     "load_model": "medseg.workflows.api",
+    "plan": "medseg.workflows.plan",
     "predict": "medseg.workflows.predict",
     "read_scan": "medseg.io.formats",
     "train": "medseg.workflows.train",
@@ -64,6 +66,7 @@ __all__ = [
     "evaluate",
     "info",
     "load_model",
+    "plan",
     "predict",
     "read_scan",
     "train",

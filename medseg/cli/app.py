@@ -25,6 +25,7 @@ from medseg.cli.info import info_command
 from medseg.cli.make_set import make_set_command
 from medseg.cli.measure import measure_command
 from medseg.cli.mesh import mesh_command
+from medseg.cli.plan import plan_command
 from medseg.cli.postprocess import postprocess_command
 from medseg.cli.predict import predict_command
 from medseg.cli.preview import preview_command
@@ -48,6 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )  # fmt: skip
 app.command("train")(train_command)
+app.command("plan")(plan_command)
 app.command("predict")(predict_command)
 app.command("evaluate")(evaluate_command)
 app.command("postprocess")(postprocess_command)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +44,26 @@ def progress_bar(title: str, *, unit: str = "") -> Iterator[Advance]:
             yield advance
     else:
         yield _log_lines(title, unit)
+
+
+@contextmanager
+def phase_bars(titles: dict[str, str]) -> Iterator[Callable[[str, int, int, str], None]]:
+    """One progress bar after another, a new one at each new phase.
+
+    Args:
+        titles: By phase; a phase without one is called by its name.
+    """
+    with ExitStack() as stack:
+        current: dict[str, Any] = {}
+
+        def report(phase: str, done: int, total: int, note: str) -> None:
+            if phase not in current:
+                stack.close()
+                current.clear()
+                current[phase] = stack.enter_context(progress_bar(titles.get(phase, phase)))
+            current[phase](done, total, note)
+
+        yield report
 
 
 @contextmanager

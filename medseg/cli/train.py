@@ -6,17 +6,14 @@ import json
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from medseg.cli.progress import progress_bar, stderr_console
-
-if TYPE_CHECKING:
-    from medseg.cli.progress import Advance
+from medseg.cli.progress import phase_bars, stderr_console
 
 _PHASES = {
     "check": "Checking cases", "fingerprint": "Reading intensities", "preprocess": "Preprocessing",
@@ -46,6 +43,19 @@ def train_command(
     network: Annotated[
         str | None,
         typer.Option("--network", help="unet, residual_unet_l, deeplab ... (docs/networks.md)."),
+    ] = None,
+    plan_file: Annotated[
+        str | None, typer.Option("--plan", help="Train with this plan (medseg plan writes one).")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="small (4 GB), medium (8 GB) or large (24 GB).")
+    ] = None,
+    target_memory: Annotated[
+        str | None,
+        typer.Option("--target-memory", help="What a training step may take, e.g. 8GB."),
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option("--configuration", help="auto, 2d, 3d or 3d-low (coarse grid).")
     ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Wall time of the whole run, e.g. 10min.")
@@ -84,9 +94,10 @@ def train_command(
         "set": pairs or [], "fold": fold, "start_from": start_from, "labels": labels,
         "budget": budget, "epochs": epochs, "checkpoint_every": checkpoint_every,
         "device": device, "seed": seed, "deterministic": deterministic or None,
-        "network": network,
+        "network": network, "plan_file": plan_file, "preset": preset,
+        "target_memory": target_memory, "configuration": configuration,
     }  # fmt: skip
-    with _stop_signal() as stop, _phases() as progress:
+    with _stop_signal() as stop, phase_bars(_PHASES) as progress:
         result = train(
             dataset,
             out,
@@ -121,22 +132,6 @@ def _stop_signal() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _phases() -> Iterator[Any]:
-    """One progress bar after another, a new one at each new phase."""
-    with ExitStack() as stack:
-        current: dict[str, Advance] = {}
-
-        def report(phase: str, done: int, total: int, note: str) -> None:
-            if phase not in current:
-                stack.close()
-                current.clear()
-                current[phase] = stack.enter_context(progress_bar(_PHASES.get(phase, phase)))
-            current[phase](done, total, note)
-
-        yield report
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -70,6 +70,14 @@ class TrainSettings(BaseModel):
     base_features: int | None = Field(
         default=None, ge=4, le=512, description="Channels of the finest stage; null: by budget."
     )
+    configuration: Literal["auto", "2d", "3d", "3d-low"] = "auto"
+    preset: Literal["small", "medium", "large"] | None = None
+    target_memory: str | None = Field(
+        default=None, description="What a training step may take of the device, e.g. 8GB."
+    )
+    plan_file: str | None = Field(
+        default=None, description="A plan to train with, in place of a planned one."
+    )
     plan: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("fold", mode="before")

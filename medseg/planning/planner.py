@@ -6,6 +6,7 @@ The rules for spacing, patch and depth follow nnU-Net (Isensee et al., Nature Me
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ StepCost = Callable[[Plan], float]
 # (geometric mean, voxels) below which its organs would be lost.
 COARSENINGS = (1.5, 2.0)
 _LEAST_SIDE = 28.0
+# Of the labels that no case has, so many are told by name.
+_NAMED = 8
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,17 +91,10 @@ def make_plan(
             ``{"training.learning_rate": 0.001}``.
 
     Raises:
-        DatasetError: A label is in no training case.
+        DatasetError: No training case has any label.
         SettingsError: A change does not fit.
     """
-    absent = [name for name, cases in fingerprint.label_cases.items() if cases == 0]
-    if absent:
-        raise DatasetError(
-            "training cases",
-            expected="each label in at least one case",
-            got=f"none with {', '.join(absent)}",
-            cure="Leave them out with --labels, or use another fold.",
-        )
+    reasons = _absent(fingerprint)
 
     def plan_of(channels: int, coarsening: float = 1.0) -> Plan:
         wish = Wish(
@@ -105,6 +102,7 @@ def make_plan(
             means.configuration, means.target_bytes, means.step_bytes,
         )  # fmt: skip
         plan = draft_plan(fingerprint, labels, wish)
+        plan = plan.model_copy(update={"reasons": {**plan.reasons, **reasons}})
         return edited(plan, changes) if changes else plan
 
     preset = PRESETS.get(network)
@@ -120,6 +118,24 @@ def make_plan(
         return int(means.training_s / step_cost(plan))  # type: ignore[operator]
 
     return _paced(*_largest_that_fits(plan_of, steps_of, means, fingerprint), means, changes)
+
+
+def _absent(fingerprint: Fingerprint) -> dict[str, str]:
+    """The reason that labels are never learned; an atlas may name more than its cases show."""
+    absent = [name for name, cases in fingerprint.label_cases.items() if cases == 0]
+    if not absent:
+        return {}
+    if len(absent) == len(fingerprint.label_cases):
+        raise DatasetError(
+            "training cases",
+            expected="a label in at least one case",
+            got=f"none with {', '.join(absent)}",
+            cure="Choose others with --labels, or use another fold.",
+        )
+    many = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+    told = f"in no training case, so that they are not learned: {', '.join(absent[:_NAMED])}{many}"
+    _log.warning("labels %s; --labels leaves them out", told)
+    return {"absent_labels": told}
 
 
 def _largest_that_fits(

@@ -25,22 +25,19 @@ from pathlib import Path
 from typing import Any
 
 from medseg.core.settings import TrainSettings, launched
-from medseg.datasets.dataset import Case, Split
-from medseg.datasets.inspect import label_presence, verify_cases
+from medseg.datasets.dataset import Split
 from medseg.datasets.open import open_dataset
 from medseg.datasets.scheme import training_scheme
-from medseg.datasets.splits import folds, split_for
 from medseg.inference.device import choose_device
 from medseg.io.atomic import write_text
-from medseg.planning.fingerprint import take_fingerprint
-from medseg.planning.planner import make_plan, means_for
 from medseg.planning.presets import check_network
-from medseg.training.budget import measure_case, measure_step, typical_case
+from medseg.training.budget import measure_case, typical_case
 from medseg.training.determinism import deterministic
 from medseg.training.processes import device_of, team_of
 from medseg.workflows.fine_tune import Start, changes_of
 from medseg.workflows.fold import train_fold
 from medseg.workflows.judge import join_folds
+from medseg.workflows.plan import decide, look_into, splits_of
 from medseg.workflows.run import Fold, Ground, Progress, Run, keep_ground, open_run, read_ground
 from medseg.workflows.training_report import write_training_report
 
@@ -105,7 +102,7 @@ def train(
 
 def _train(run: Run) -> dict[str, Any]:
     """All folds, one after another. One process leads; others help where a network learns."""
-    splits = _splits(run)
+    splits = splits_of(run)
     named = run.settings.start_from
     start = None if named is None else Start.read(named)
     ground = None
@@ -127,47 +124,12 @@ def _train(run: Run) -> dict[str, Any]:
     return {**result, "report": str(report)}
 
 
-def _splits(run: Run) -> dict[str, Split]:
-    """Name -> split of each fold to train."""
-    made_here = run.dataset.splits is None and run.settings.fold != "all-data"
-    presence = label_presence(run.dataset) if made_here else None
-    if run.settings.fold == "all":
-        made = folds(run.dataset, seed=run.settings.seed, presence=presence)
-        return {str(number): split for number, split in enumerate(made)}
-    if run.settings.fold == "0" and run.dataset.splits is None and len(run.dataset.cases) < 2:
-        _log.warning("one case alone: it is trained on, and nothing is left to validate with")
-        return {"all-data": split_for(run.dataset, "all-data", run.settings.seed)}
-    fold = run.settings.fold
-    return {fold: split_for(run.dataset, fold, run.settings.seed, presence=presence)}
-
-
 def _lay_ground(run: Run, splits: dict[str, Split], start: Start | None) -> Ground:
     """Check, fingerprint, preprocess, plan: all that comes before the first step."""
-    everyone = sorted({c for split in splits.values() for c in split.train + split.validation})
-    named = run.dataset.select(tuple(everyone))
-    verify_cases(named, run.dataset, progress=run.phase("check")).raise_problems()
-    cases = _training_cases(run, splits)
-    fingerprint = take_fingerprint(
-        run.dataset, cases, run.labels, progress=run.phase("fingerprint")
-    )
+    fingerprint = look_into(run, splits)
     write_text(run.folder / "fingerprint.json", fingerprint.model_dump_json(indent=2))
-    means = means_for(
-        run.device.type,
-        two_dimensional=fingerprint.two_dimensional,
-        training_s=None if run.left_s is None else run.left_s / len(splits),
-    )
-    options: dict[str, Any] = {
-        "network": run.settings.network,
-        "width": run.settings.base_features,
-        "changes": changes_of(start, run, fingerprint),
-    }
-    plan = make_plan(
-        fingerprint,
-        run.labels,
-        means,
-        **options,
-        step_cost=lambda draft: measure_step(draft, typical_case(draft, fingerprint), run.device),
-    )
+    changes = changes_of(start, run, fingerprint)
+    plan = decide(run, fingerprint, changes=changes, folds_left=len(splits))
     ground = Ground(
         plan,
         case_s=measure_case(plan, typical_case(plan, fingerprint), run.device),
@@ -176,7 +138,3 @@ def _lay_ground(run: Run, splits: dict[str, Split], start: Start | None) -> Grou
     )
     keep_ground(run, ground)
     return ground
-
-
-def _training_cases(run: Run, splits: dict[str, Split]) -> tuple[Case, ...]:
-    return run.dataset.select(tuple(sorted({c for split in splits.values() for c in split.train})))

@@ -209,10 +209,15 @@ def test_without_a_budget_or_with_a_width_nothing_is_measured() -> None:
     assert plan.network.features[0] == 12
 
 
-def test_a_label_in_no_case() -> None:
+def test_labels_in_no_case_are_told_and_kept(caplog: pytest.LogCaptureFixture) -> None:
     absent = fingerprint(label_cases={"liver": 3, "kidney_left": 0, "kidney_right": 0})
-    with pytest.raises(DatasetError, match=r"none with kidney_left, kidney_right.*--labels"):
-        make_plan(absent, LABELS, MEANS)
+    plan = make_plan(absent, LABELS, MEANS, width=4)
+    assert "kidney_left, kidney_right" in plan.reasons["absent_labels"]
+    assert "--labels leaves them out" in caplog.text
+    assert plan.labels == LABELS
+    nothing = fingerprint(label_cases=dict.fromkeys(LABELS.names, 0))
+    with pytest.raises(DatasetError, match=r"none with liver.*--labels"):
+        make_plan(nothing, LABELS, MEANS)
 
 
 def test_changes_by_dotted_keys() -> None:
