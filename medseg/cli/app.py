@@ -22,6 +22,7 @@ from medseg.cli.evaluate import evaluate_command
 from medseg.cli.export import export_command
 from medseg.cli.import_nnunet import import_nnunet_command
 from medseg.cli.info import info_command
+from medseg.cli.instances import instances_command
 from medseg.cli.make_set import make_set_command
 from medseg.cli.measure import measure_command
 from medseg.cli.mesh import mesh_command
@@ -58,6 +59,7 @@ app.command("convert")(convert_command)
 app.command("import-nnunet")(import_nnunet_command)
 app.command("make-set")(make_set_command)
 app.command("measure")(measure_command)
+app.command("instances")(instances_command)
 app.command("preview")(preview_command)
 app.command("contours")(contours_command)
 app.command("mesh")(mesh_command)

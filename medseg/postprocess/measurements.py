@@ -121,7 +121,7 @@ def _row(case: _Case, label: Label, box: Box) -> dict[str, Figure]:
     count = int(np.count_nonzero(region))
     volume_mm3 = count * geometry.voxel_volume_mm3
     mesh = mesh_of(region, geometry, label, options=MeshOptions())
-    sides = _cut_sides(case.geometry, box)
+    sides = cut_sides(case.geometry, box)
     facts: dict[str, Figure] = {
         "status": CUT_OFF if sides else WHOLE,
         "cut_off_at": sides,
@@ -142,7 +142,7 @@ def _row(case: _Case, label: Label, box: Box) -> dict[str, Figure]:
     return facts
 
 
-def _cut_sides(geometry: Geometry, box: Box) -> str:
+def cut_sides(geometry: Geometry, box: Box) -> str:
     """Where a box touches the edge of the grid, as letters; axes of one voxel do not count."""
     sides = []
     for axis, (part, code) in enumerate(zip(box, geometry.axis_codes, strict=True)):

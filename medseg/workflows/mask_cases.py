@@ -164,6 +164,26 @@ def labels_in(mask: NDArray[Any], known: LabelSet | None, *, also: Sequence[int]
     return LabelSet(labels=tuple(colours.get(label.value, label) for label in made.labels))
 
 
+def chosen_labels(mask: NDArray[Any], known: LabelSet, names: str | None) -> LabelSet:
+    """The labels of a mask that are asked for, by name or value; a value may be absent.
+
+    Args:
+        mask: (I, J, K) integers.
+        known: Its labels.
+        names: With commas between them; None for all.
+
+    Raises:
+        LabelError: A name is unknown.
+    """
+    if names is None:
+        return known
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    by_value = [int(name) for name in wanted if name.isdecimal() and name not in known.names]
+    every = labels_in(mask, known, also=[value for value in by_value if value > 0])
+    own = dict(zip(map(str, every.values), every.names, strict=True))
+    return every.select(name if name in known.names else own.get(name, name) for name in wanted)
+
+
 def dataset_names(masks: str | Path) -> LabelSet | None:
     """The labels that a ``dataset.json`` in or above the folder of the masks names, if any."""
     place = Path(masks)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from medseg.core.errors import SettingsError
-from medseg.core.labels import LabelSet
 from medseg.core.results import Measurements, Prediction
 from medseg.io.atomic import write_text
 from medseg.io.guarded import GuardedReader
@@ -15,6 +14,7 @@ from medseg.postprocess.measurements import measure as measure_mask
 from medseg.workflows.mask_cases import (
     MaskCase,
     Progress,
+    chosen_labels,
     dataset_names,
     find_mask_cases,
     for_each,
@@ -42,7 +42,7 @@ def measure(
         scans: A folder of scans, or one.
         masks: A folder of masks by the same case ids, or one.
         out: ``.csv`` or ``.json``, a row per case and label; None to write nothing.
-        labels: Names of those to be measured, with commas; None for all.
+        labels: Names or values of those to be measured, with commas; None for all.
         radiomics: Also the features of pyradiomics, of the first channel.
         workers: Cases worked on at once; by default one per core.
         progress: Called with (done, total, case id).
@@ -65,7 +65,7 @@ def measure(
 
     def work(case: MaskCase, reader: GuardedReader) -> Measurements:
         read = read_mask_case(case, reader, names=names)
-        wanted = _chosen(read.labels, labels)
+        wanted = chosen_labels(read.mask, read.labels, labels)
         voxels = None if read.scan is None else read.scan.voxels()
         channels = () if read.scan is None else read.scan.channels
         table = measure_mask(read.mask, read.geometry, wanted, voxels=voxels, channels=channels)
@@ -83,7 +83,3 @@ def measure(
             path, json.dumps(result, indent=2) + "\n" if as_json else table_of(columns, rows)
         )
     return result
-
-
-def _chosen(known: LabelSet, names: str | None) -> LabelSet:
-    return known if names is None else known.select(name for name in names.split(",") if name)
