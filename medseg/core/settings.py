@@ -192,12 +192,14 @@ class Launch:
         rank: Number of the process among all.
         size: How many there are, on all machines.
         local_rank: Number of the process on its machine.
+        local_size: How many there are on its machine.
         restarts: How often the launcher had to start them anew.
     """
 
     rank: int
     size: int
     local_rank: int
+    local_size: int
     restarts: int = 0
 
 
@@ -207,18 +209,18 @@ def launched() -> Launch | None:
     Raises:
         SettingsError: It says half of it, or no numbers.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     # Job schedulers set some of these names, too; this one is torchrun's alone.
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     try:
-        rank, size, local = (int(os.environ[name]) for name in names)
+        rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     except (KeyError, ValueError) as error:
         raise SettingsError(
             "the environment of torchrun", expected=f"numbers in {', '.join(names)}", got=str(error)
         ) from error
-    return Launch(rank, size, local, restarts)
+    return Launch(rank, size, local_rank, local_size, restarts)
 
 
 def _configs_folder() -> Path:

@@ -79,7 +79,7 @@ def curve_chart(curves: Sequence[Curve], *, title: str, across: str, unit: str =
             f'<line x1="{x_axis.start}" x2="{x_axis.stop}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
             f'<text x="{x_axis.start - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
         )
-    parts.append(f'<text x="{x_axis.start - 8}" y="10" text-anchor="end">{escape(unit)}</text>')
+    parts.append(f'<text x="{x_axis.start}" y="10">{escape(unit)}</text>')
     for curve, points in shown:
         # Of a very long run every n-th point is enough, and always the last.
         kept = points[np.unique(np.linspace(0, len(points) - 1, _MOST_POINTS).astype(int))]

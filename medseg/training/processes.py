@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from medseg.core.errors import ResourceError
@@ -140,7 +141,14 @@ def team_of(launch: Launch | None, device: torch.device) -> Iterator[Team]:
         torch.cuda.set_device(device)
     # Words about the run go over the host, tensors of the device by its own way.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=launch.rank, world_size=launch.size, timeout=_PATIENCE)
+    store, rank, size = next(rendezvous("env://", launch.rank, launch.size, timeout=_PATIENCE))
+    if launch.local_size == launch.size:
+        # The store outlives a restart; addresses of processes that died must not be found in it.
+        # On several machines the counts differ, and the launcher can be told to make a new store.
+        store = dist.PrefixStore(  # type: ignore[attr-defined]
+            f"medseg start {launch.restarts}", store
+        )
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
         yield Team(launch.rank, launch.size)
     finally:

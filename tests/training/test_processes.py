@@ -38,7 +38,7 @@ def member(rank: int, port: int, folder: Path, steps: int, stop_at: int) -> None
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     seen: list[dict[str, Any]] = []
-    with team_of(Launch(rank, 2, rank), CPU) as team:
+    with team_of(Launch(rank, 2, rank, 2), CPU) as team:
         mine = learn(folder, steps=steps, size=2, team=team, on_epoch=seen.append)
         done: list[int] = []
         mine = replace(
@@ -109,7 +109,7 @@ def test_alone_nothing_is_exchanged() -> None:
 
 
 def test_each_process_takes_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    second = Launch(3, 4, 1)
+    second = Launch(3, 4, 1, 2)
     assert device_of(None, "cuda:3") == "cuda:3"
     assert device_of(second, "cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -123,11 +123,11 @@ def test_what_torchrun_says_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert launched() is None
     for name, value in {
-        "TORCHELASTIC_RUN_ID": "none", "RANK": "5", "LOCAL_RANK": "1",
+        "TORCHELASTIC_RUN_ID": "none", "RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
         "TORCHELASTIC_RESTART_COUNT": "2",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    assert launched() == Launch(5, 8, 1, restarts=2)
+    assert launched() == Launch(5, 8, 1, 2, restarts=2)
     monkeypatch.setenv("RANK", "five")
     with pytest.raises(SettingsError, match="RANK"):
         launched()
