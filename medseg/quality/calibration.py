@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from medseg.quality.features import Figures
 Floats = NDArray[np.float64]
 
 FEWEST_MASKS, FEWEST_CASES = 30, 4
+Made = Literal["stage", "model", "planted"]
 _COVERAGE = 0.9
 _KNOTS = (0.2, 0.5, 0.8)
 _FOLDS = 8
@@ -41,14 +43,14 @@ class Sample:
         inputs: From ``deviations.inputs_of``.
         dice: With the truth.
         case: A number of the case, alike for all its masks.
-        final: Whether it is as the finished model makes it.
+        made: By an early stage of the network, by the finished model, or with a fault planted.
     """
 
     label: str
     inputs: Figures
     dice: float
     case: int
-    final: bool = False
+    made: Made = "model"
 
 
 def fit_dice_model(samples: Sequence[Sample]) -> DiceModel | None:
@@ -57,6 +59,7 @@ def fit_dice_model(samples: Sequence[Sample]) -> DiceModel | None:
     Args:
         samples: Masks of all qualities, of cases that the network was not trained on.
     """
+    samples = [sample for sample in samples if sample.inputs]
     cases = np.array([sample.case for sample in samples])
     if len(samples) < FEWEST_MASKS or np.unique(cases).size < FEWEST_CASES:
         return None

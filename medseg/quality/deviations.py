@@ -15,7 +15,9 @@ from medseg.quality.profile import MOSTLY_CUT, offset_mm
 _BY_CHANNEL = ("mean", "spread", "dark end", "bright end", "contrast", "edge")
 _FAR = 30.0
 _LEAST_CHANCE = 0.003
-AXES = ("right-left", "front-back", "up-down")
+#: Inputs that tell of the network that made a mask.
+SURENESS = ("promised Dice", "sure inside", "found")
+AXES = ("left to right", "back to front", "down to up")
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,8 @@ def inputs_of(found: LabelDeviations, scan: Figures, sureness: Sureness | None) 
     if scan:
         inputs["scan"] = max(abs(one) for one in scan.values())
     if sureness is not None:
-        inputs |= {
-            "promised Dice": logit(sureness.dice), "sure inside": logit(sureness.inside),
-            "found": logit(sureness.found),
-        }  # fmt: skip
+        shares = (sureness.dice, sureness.inside, sureness.found)
+        inputs |= dict(zip(SURENESS, map(logit, shares), strict=True))
     return inputs
 
 

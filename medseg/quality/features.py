@@ -61,11 +61,13 @@ class CaseLook:
         labels: By name, of those that the mask shows.
         scan: Figures of the scan by name; of its grid alone where there are no voxels.
         axis_codes: Of the scan.
+        unknown: Names of labels that nobody looked for in this case.
     """
 
     labels: dict[str, LabelLook]
     scan: Figures = field(default_factory=dict)
     axis_codes: str = ""
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,24 +104,45 @@ def look_at_case(
         voxels: (C, I, J, K) intensities on the same grid; None leaves them out.
         scale: Of the channels; None counts all as relative.
     """
-    boxes = label_boxes(mask, labels.values)
-    scan, channels, body = _grid_figures(geometry), list[_Channel](), None
-    if voxels is not None:
+    return View(geometry, voxels, scale).look(mask, labels)
+
+
+class View:
+    """A scan to look at masks in; what is known of it alone is worked out once.
+
+    Args:
+        geometry: The grid of the masks.
+        voxels: (C, I, J, K) intensities on it; None leaves them out.
+        scale: Of the channels; None counts all as relative.
+    """
+
+    def __init__(
+        self, geometry: Geometry, voxels: Array | None = None, scale: Scale | None = None
+    ) -> None:
+        self.geometry, self._scan = geometry, _grid_figures(geometry)
+        self._channels: list[_Channel] = []
+        self._body: NDArray[np.float64] | None = None
+        if voxels is None:
+            return
         voxels = _finite(voxels)
         levels = _levels(voxels)
         scale = scale or Scale((False,) * len(voxels))
-        scan |= _intensity_figures(levels, scale)
+        self._scan |= _intensity_figures(levels, scale)
         for number, (own, absolute) in enumerate(zip(levels, scale.absolute, strict=True)):
             if own[-1] > own[0]:
                 low, span = (0.0, 1.0) if absolute else (own[0], own[-1] - own[0])
-                channels.append(_Channel(number, voxels[number], float(low), float(span)))
-        body = _body_mm(voxels, geometry)
-    found = {}
-    for label in labels.labels:
-        if label.value in boxes:
-            part = _Part(mask, geometry, label, boxes[label.value])
-            found[label.name] = _look(part, channels, body)
-    return CaseLook(found, scan, geometry.axis_codes)
+                self._channels.append(_Channel(number, voxels[number], float(low), float(span)))
+        self._body = _body_mm(voxels, geometry)
+
+    def look(self, mask: Array, labels: LabelSet) -> CaseLook:
+        """Look at some labels of a mask (I, J, K)."""
+        boxes = label_boxes(mask, labels.values)
+        found = {}
+        for label in labels.labels:
+            if label.value in boxes:
+                part = _Part(mask, self.geometry, label, boxes[label.value])
+                found[label.name] = _look(part, self._channels, self._body)
+        return CaseLook(found, self._scan, self.geometry.axis_codes)
 
 
 @dataclass(frozen=True)
@@ -164,7 +187,7 @@ def _look(part: _Part, channels: Sequence[_Channel], body: NDArray[np.float64] |
     }
     figures |= _form(spread_mm2, volume_mm3)
     if body is not None:
-        for axis, name in enumerate(("right-left", "front-back")):
+        for axis, name in enumerate(("left to right", "back to front")):
             low, high = body[:, axis]
             if np.isfinite(low) and np.isfinite(high):
                 figures[f"{name} place"] = float((centre_mm[axis] - low) / (high - low))
@@ -243,7 +266,7 @@ def _border_steps(crop: Array, region: NDArray[np.bool_]) -> NDArray[np.float64]
 def _grid_figures(geometry: Geometry) -> Figures:
     turned = geometry.reoriented(geometry.orientation_to_ras())
     figures = {}
-    for axis, name in enumerate(("right-left", "front-back", "up-down")):
+    for axis, name in enumerate(("left to right", "back to front", "down to up")):
         step = turned.spacing_mm[axis]
         figures[f"{name} spacing"] = float(np.log(step))
         figures[f"{name} field"] = float(np.log(step * turned.shape[axis]))

@@ -21,9 +21,9 @@ _NEIGHBOURS = 6
 _FLOORS = (
     ("volume", 0.1), ("sphericity", 0.03), ("parts", 0.5), ("stray share", 0.01),
     ("elongation", 0.04), ("flatness", 0.04), ("fullness", 0.04),
-    ("right-left spacing", 0.05), ("front-back spacing", 0.05), ("up-down spacing", 0.05),
-    ("right-left field", 0.1), ("front-back field", 0.1), ("up-down field", 0.1),
-    ("right-left place", 0.02), ("front-back place", 0.02), ("range", 0.3),
+    ("left to right spacing", 0.05), ("back to front spacing", 0.05), ("down to up spacing", 0.05),
+    ("left to right field", 0.1), ("back to front field", 0.1), ("down to up field", 0.1),
+    ("left to right place", 0.02), ("back to front place", 0.02), ("range", 0.3),
 )  # fmt: skip
 _RELATIVE_FLOOR, _ABSOLUTE_FLOOR = 0.02, 8.0
 _OFFSET_FLOOR_MM = 1.5
@@ -47,13 +47,13 @@ def learn_profile(looks: Sequence[CaseLook], labels: LabelSet, scale: Scale) -> 
 
 
 def _label(looks: Sequence[CaseLook], name: str, scale: Scale) -> LabelProfile:
-    seen = [look for look in looks if name in look.labels]
+    seen = [look for look in looks if name in look.labels and name not in look.unknown]
     if not seen:
         return LabelProfile(seen_share=0.0, cut_share=0.0)
     cut_share = sum(bool(look.labels[name].cut_at) for look in seen) / len(seen)
     whole = [look for look in seen if cut_share > MOSTLY_CUT or not look.labels[name].cut_at]
     return LabelProfile(
-        seen_share=len(seen) / len(looks),
+        seen_share=len(seen) / sum(name not in look.unknown for look in looks),
         cut_share=cut_share,
         figures=_usual([look.labels[name].figures for look in whole], scale),
         offsets_mm=_offsets(whole, name),

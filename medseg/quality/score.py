@@ -12,6 +12,7 @@ from medseg.inference.confidence import Sureness
 from medseg.quality.calibration import predict_dice
 from medseg.quality.deviations import (
     AXES,
+    SURENESS,
     LabelDeviations,
     deviations_of,
     inputs_of,
@@ -81,44 +82,47 @@ def judge(
     """Judge a mask by what is usual.
 
     The trust in a label is its predicted Dice as a share of what the model usually reaches on
-    that label; where no prediction was learned, it falls with the deviations from training.
+    that label. Two predictions are made of a mask that the network made: with its confidence,
+    which is the better one and is told, and by the figures alone, which has learned from
+    planted faults; the lower share counts. Where nothing was learned, trust falls with the
+    deviations from training.
 
     Args:
         look: At the mask and its scan, scaled as ``profile.absolute`` says.
         profile: Of the model.
         sureness: Of the network, by label, where it made the mask.
     """
-    model = profile.with_confidence if sureness else profile.alone
     scan = scan_deviations(look, profile)
     labels = {}
     for name, known in profile.labels.items():
-        if name not in look.labels:
-            if known.seen_share >= _EXPECTED:
-                reason = f"absent, though {100 * known.seen_share:.0f} % of training masks show it"
-                labels[name] = LabelTrust(0.0, (0.0, 0.0, 0.0) if model else None, (reason,))
-            continue
-        sure = (sureness or {}).get(name)
-        found = deviations_of(look, name, profile)
-        inputs = inputs_of(found, scan, sure)
-        dice = predict_dice(model, name, inputs) if model else None
-        trust = _without_model(inputs, sure) if dice is None else dice[0]
-        if dice is not None and known.usual_dice:
-            trust = min(1.0, dice[0] / known.usual_dice)
-        labels[name] = LabelTrust(trust, dice, tuple(_reasons(look, name, found, sure)))
+        if name in look.labels:
+            labels[name] = _judge_label(look, name, profile, scan, (sureness or {}).get(name))
+        elif known.seen_share >= _EXPECTED:
+            reason = f"absent, though {100 * known.seen_share:.0f} % of training masks show it"
+            dice = (0.0, 0.0, 0.0) if profile.alone else None
+            labels[name] = LabelTrust(0.0, dice, (reason,))
     trust = min((one.trust for one in labels.values()), default=0.0)
     return CaseTrust(trust, tuple(_scan_reasons(look, profile, scan)), labels)
 
 
+def _judge_label(
+    look: CaseLook, name: str, profile: Profile, scan: Figures, sure: Sureness | None
+) -> LabelTrust:
+    found = deviations_of(look, name, profile)
+    inputs = inputs_of(found, scan, sure)
+    models = [profile.with_confidence if sure else None, profile.alone]
+    dice = [predict_dice(model, name, inputs) for model in models if model is not None]
+    usual = profile.labels[name].usual_dice or 1.0
+    trust = min((min(1.0, one[0] / usual) for one in dice), default=_without_model(inputs, sure))
+    reasons = tuple(_reasons(look, name, found, sure))
+    return LabelTrust(trust, dice[0] if dice else None, reasons)
+
+
 def _without_model(inputs: Figures, sure: Sureness | None) -> float:
     """From 1 where all is usual towards 0."""
-    odd = [
-        max(0.0, abs(value) - 2.0) for name, value in inputs.items() if name not in _SURENESS_INPUTS
-    ]
+    odd = [max(0.0, abs(value) - 2.0) for name, value in inputs.items() if name not in SURENESS]
     calm = 1 / (1 + math.sqrt(sum(one * one for one in odd)) / 6)
     return calm * (sure.dice if sure else 1.0)
-
-
-_SURENESS_INPUTS = {"promised Dice", "sure inside", "found"}
 
 
 def _reasons(look: CaseLook, name: str, found: LabelDeviations, sure: Sureness | None) -> list[str]:

@@ -18,8 +18,10 @@ from medseg.training.looks import LOOKS
 from medseg.training.loop import TrainJob, train_network
 from medseg.training.monitor import RunMonitor, advice, peak_memory
 from medseg.training.schedule import Schedule
+from medseg.training.step import new_state
 from medseg.workflows.fine_tune import Start
 from medseg.workflows.judge import package_fold, save_with_metrics, validate_fold
+from medseg.workflows.quality_study import FoldStudy
 from medseg.workflows.run import Fold, Ground, Run, schedule_of
 
 _log = logging.getLogger(__name__)
@@ -44,6 +46,9 @@ def train_fold(
     learn_ids, inner_ids = inner_split(
         fold.split.train, share=settings.inner_share, seed=settings.seed, groups=run.dataset.groups
     )
+    study = FoldStudy(run, ground, folder, inner=inner_ids)
+    if team.leads:
+        study.look(learn_ids)
     schedule = team.first(lambda: schedule_of(run, ground, fold, inner=len(inner_ids)))
     if (outcome := _outcome(folder, schedule)) is not None:
         return outcome
@@ -67,15 +72,15 @@ def train_fold(
     if not team.leads:
         train_network(job, first)
         return {}
-    state = _train_and_tell(run, job, first, shown=inner or learn)
+    state = _train_and_tell(run, job, first, study=study, shown=inner or learn)
     trained = time.perf_counter()
     facts = {"fold": fold.name, "cases": len(learn)}
     if start is not None:
         facts["begun_with"] = start.package.sha256
     package = package_fold(run, ground.plan, state, inner, facts=facts)
     metrics = validate_fold(run, package, fold.split, folder)
-    if metrics is not None:
-        save_with_metrics(folder / "model", package, metrics)
+    profile = study.finish(package, fold.split.validation)
+    save_with_metrics(folder / "model", package, metrics, profile)
     ended = time.perf_counter()
     seconds = {
         "prepare": round(began - run.began, 1), "train": round(trained - began, 1),
@@ -106,21 +111,30 @@ def _as_result(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train_and_tell(
-    run: Run, job: TrainJob, first: TrainState | None, *, shown: list[CachedCase]
+    run: Run,
+    job: TrainJob,
+    first: TrainState | None,
+    *,
+    study: FoldStudy,
+    shown: list[CachedCase],
 ) -> TrainState:
     """Train, and show what happens: in the run's folder, the log and the progress bar."""
     monitor = RunMonitor(job.checkpoint.parent)
     reporter = _EpochReporter(monitor)
+    start = first or new_state(job.plan, seed=job.seed, device=job.device)
+
+    def stepped(step: int, share: float) -> None:
+        run.progress("train", int(1000 * share), 1000, f"step {step}{reporter.note}")
+        study.sample_stage(start.average, share)
+
     told = replace(
         job,
         on_epoch=reporter.epoch,
-        on_step=lambda step, share: run.progress(
-            "train", int(1000 * share), 1000, f"step {step}{reporter.note}"
-        ),
+        on_step=stepped,
         on_look=lambda predictor, step: monitor.picture(predictor, shown, step),
     )
     try:
-        state = train_network(told, first)
+        state = train_network(told, start)
     finally:
         monitor.close()
     if (tip := advice(state.history, run.device.type)) is not None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from medseg import __version__
 from medseg.core.plan import Plan
+from medseg.core.profile import Profile
 from medseg.datasets.dataset import Split
 from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.evaluation.evaluate import summarise
@@ -21,6 +22,7 @@ from medseg.training.cache import CachedCase
 from medseg.training.checkpoint import TrainState, environment
 from medseg.training.postprocessing import learn_postprocessing
 from medseg.workflows import segment
+from medseg.workflows.quality_study import joined_profile
 from medseg.workflows.run import Run
 from medseg.workflows.scheme_scores import score_against_case
 
@@ -63,11 +65,19 @@ def package_fold(
     return load_package(folder / "model")
 
 
-def save_with_metrics(folder: Path, package: ModelPackage, metrics: dict[str, Any]) -> None:
+def save_with_metrics(
+    folder: Path,
+    package: ModelPackage,
+    metrics: dict[str, Any] | None,
+    profile: Profile | None = None,
+) -> None:
     """Write the package again with its figures; names of cases stay out of it."""
-    facts = {"validation": {key: metrics[key] for key in ("mean", "labels")}}
-    facts["validation"]["cases"] = len(metrics["cases"])
-    save_package(folder, package.model.model_copy(update={"metrics": facts}), package.members)
+    model = package.model
+    if metrics is not None:
+        facts = {"validation": {key: metrics[key] for key in ("mean", "labels")}}
+        facts["validation"]["cases"] = len(metrics["cases"])
+        model = model.model_copy(update={"metrics": facts})
+    save_package(folder, model, package.members, profile=profile)
 
 
 def validate_fold(
@@ -77,13 +87,16 @@ def validate_fold(
     if not split.validation:
         return None
     predictor = Predictor(package.networks(), package.plan, run.device)
+    predictor.confidence = True  # sidecars say it; predicted Dice is learned from it
     report = run.phase("validate")
     scores = {}
     for number, case in enumerate(run.dataset.select(split.validation), start=1):
         scan = segment.read(read_case_image(case), package.plan)
         sums = [s for path in case.images for s in segment.input_hashes(path, package.plan)]
         provenance = segment.provenance_of(predictor, package.sha256, input_sha256=sums)
-        classes, _ = segment.segment(scan, predictor)
+        prepared = segment.prepare(scan, package.plan)
+        classes = segment.infer(prepared, predictor)
+        provenance |= prepared.facts
         prediction = segment.finish(classes, scan, package.plan, provenance=provenance)
         segment.write(prediction, folder / "validation" / f"{case.id}.nii.gz")
         scores[case.id] = score_against_case(
@@ -112,7 +125,9 @@ def join_folds(run: Run, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
             "metrics": {"cross_validation": means},
         }
     )
-    save_package(run.folder / "model", model, [package.members[0] for package in packages])
+    members = [package.members[0] for package in packages]
+    profile = joined_profile(run, [Path(outcome["model"]).parent for outcome in outcomes], plan)
+    save_package(run.folder / "model", model, members, profile=profile)
     return {
         "model": str(run.folder / "model"), "metrics": {"mean": means}, "folds": outcomes,
         "steps": sum(outcome["steps"] for outcome in outcomes),

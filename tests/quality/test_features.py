@@ -118,12 +118,12 @@ def test_the_body_gives_places_where_it_is_whole() -> None:
     geometry = Geometry(mask.shape, np.diag([2.0, 3.0, 5.0, 1.0]))
     look = look_at_case(mask, geometry, LABELS, voxels=values[None], scale=Scale((True,)))
     figures = look.labels["box"].figures
-    assert figures["right-left place"] == pytest.approx((24.5 - 10) / 40, abs=0.03)
-    assert figures["front-back place"] == pytest.approx((22.5 - 10) / 30, abs=0.03)
+    assert figures["left to right place"] == pytest.approx((24.5 - 10) / 40, abs=0.03)
+    assert figures["back to front place"] == pytest.approx((22.5 - 10) / 30, abs=0.03)
     values[:] = 40.0
     values[:10] = -1000.0
     look = look_at_case(mask, geometry, LABELS, voxels=values[None], scale=Scale((True,)))
-    assert "front-back place" not in look.labels["box"].figures
+    assert "back to front place" not in look.labels["box"].figures
 
 
 def test_odd_masks_give_figures() -> None:

@@ -106,7 +106,7 @@ def test_other_spacing_and_orientation_are_told(profile: Profile) -> None:
     affine = np.diag([-1.5, 2.0, 6.0, 1.0])
     look = look_at_case(mask, Geometry(SHAPE, affine), LABELS, voxels=image[None], scale=SCALE)
     first, _, last = judge(look, profile).scan_reasons
-    assert first.startswith("up-down spacing (6 mm)")
+    assert first.startswith("down to up spacing (6 mm)")
     assert last == "stored as LAS, training scans as RAS"
 
 

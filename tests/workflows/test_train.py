@@ -50,7 +50,7 @@ def test_run_folder_and_package(dataset: Path, tmp_path: Path) -> None:
         dataset, tmp_path / "run", seed=1,
         progress=lambda phase, done, total, note: phases.add(phase), **SMALL,
     )  # fmt: skip
-    assert phases == {"check", "fingerprint", "preprocess", "train", "validate"}
+    assert phases == {"check", "fingerprint", "profile", "preprocess", "train", "validate"}
     run = tmp_path / "run"
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]

@@ -1,0 +1,206 @@
+"""What a fold learns of quality while it trains: how its cases look, how its masks fare.
+
+Looks are at training cases with their reference masks. Samples, from which the Dice of other
+masks is predicted, are masks of cases that are not trained on: of the inner cases by the
+averaged weights at early stages of the run, which make masks of all qualities; of the inner
+and validation cases by the finished model; and their reference masks with faults planted in
+them. All of it stands in ``quality.json`` of the fold.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.core.plan import Plan
+from medseg.core.profile import Profile
+from medseg.datasets.dataset import Case
+from medseg.datasets.reading import HERE, Reader, read_case_image, read_case_mask
+from medseg.inference.predictor import Predictor
+from medseg.io.atomic import write_text
+from medseg.io.formats import read_mask
+from medseg.io.guarded import GuardedReader
+from medseg.package.package import ModelPackage
+from medseg.quality.deviations import sureness_from
+from medseg.quality.features import Scale, View
+from medseg.quality.profile import learn_profile
+from medseg.quality.samples import KnownCase, Study, planted_samples, samples_of
+from medseg.workflows import segment
+from medseg.workflows.run import Ground, Run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Shares of the run at which masks are sampled: early, while they are still bad.
+STAGES = (0.01, 0.03, 0.08, 0.2, 0.45)
+_MOST_LOOKS, _MOST_SAMPLED, _MOST_PLANTED = 300, 8, 400
+# Of the time of a run with a budget.
+_SHARE_OF_BUDGET = 0.02
+_FEWEST_LOOKS = 5
+
+
+class FoldStudy:
+    """The study of one fold.
+
+    Args:
+        run: That it is part of.
+        ground: What the run stands on.
+        folder: Of the fold; what was learned before the run was stopped is in it.
+        inner: Ids of cases that are kept back.
+    """
+
+    def __init__(self, run: Run, ground: Ground, folder: Path, *, inner: Sequence[str]) -> None:
+        self._run, self._ground, self._folder = run, ground, folder
+        self._plan, self._scale = ground.plan, Scale.of(ground.plan)
+        self._numbers = {case.id: number for number, case in enumerate(run.dataset.cases)}
+        self._inner = run.dataset.select(tuple(inner))
+        self._study = _read(folder)
+        self._known: Profile | None = None
+        self._share = 0.0
+
+    def look(self, learn: Sequence[str]) -> None:
+        """Look at the cases that are trained on, in parallel; nothing where that is done."""
+        if self._study.looks:
+            return
+        step = max(1, len(learn) // _MOST_LOOKS)
+        cases = self._run.dataset.select(tuple(learn[::step][:_MOST_LOOKS]))
+        report, ends = self._run.phase("profile"), self._ends()
+        with ThreadPoolExecutor(2) as pool, GuardedReader() as reader:
+            found = pool.map(lambda case: self._reference(case, reader), cases)
+            for done, (case, known) in enumerate(zip(cases, found, strict=True), start=1):
+                self._study.looks[known.number] = known.look
+                report(done, len(cases), case.id)
+                if done >= _FEWEST_LOOKS and time.perf_counter() > ends:
+                    pool.shutdown(cancel_futures=True)
+                    break
+        self._keep()
+
+    def sample_stage(self, network: nn.Module, share: float) -> None:
+        """Sample masks where a stage lies between this share of the run and the last one.
+
+        Args:
+            network: Of the moment; copied.
+            share: Of the run, 0 to 1.
+        """
+        before, self._share = self._share, share
+        if not any(before < stage <= share for stage in STAGES) or self._profile() is None:
+            return
+        predictor = Predictor([copy.deepcopy(network)], self._plan, self._run.device)
+        self._sample_inner(predictor, final=False)
+
+    def finish(self, package: ModelPackage, validation: Sequence[str]) -> Profile | None:
+        """Sample the finished model, and learn the profile.
+
+        Args:
+            package: The model.
+            validation: Ids of cases whose masks are written already, with sidecars that hold
+                the network's confidence.
+        """
+        if self._profile() is None:
+            return None
+        self._study.samples = [one for one in self._study.samples if one.made == "stage"]
+        predictor = Predictor(package.networks(), package.plan, self._run.device)
+        self._sample_inner(predictor, final=True)
+        held = self._run.dataset.select(tuple(validation))
+        for case in held:
+            path = self._folder / "validation" / f"{case.id}.nii.gz"
+            sidecar = json.loads(segment.sidecar_of(path).read_text(encoding="utf-8"))
+            self._sample(case, read_mask(path)[0], sidecar.get("confidence", {}), final=True)
+        self._plant([*self._inner, *held])
+        self._keep()
+        return self._study.profile(self._run.labels, self._scale)
+
+    def _plant(self, cases: Sequence[Case]) -> None:
+        """Masks with faults, of all cases in turn."""
+        profile, ends = self._profile(), self._ends()
+        assert profile is not None
+        rng = np.random.default_rng(self._run.settings.seed)
+        # A label of a case gives a handful.
+        each = max(1, _MOST_PLANTED // max(1, len(cases)))
+        for case in cases:
+            if time.perf_counter() > ends:
+                break
+            self._study.samples += planted_samples(self._reference(case), profile, rng, most=each)
+
+    def _ends(self) -> float:
+        """When looking or planting is to end, by the clock."""
+        budget_s, left_s = self._run.settings.budget_s, self._run.left_s
+        if budget_s is None or left_s is None:
+            return float("inf")
+        return time.perf_counter() + max(1.0, min(_SHARE_OF_BUDGET * budget_s, 0.5 * left_s))
+
+    def _profile(self) -> Profile | None:
+        """What is usual, as the looks tell."""
+        if self._known is None and self._study.looks:
+            looks = list(self._study.looks.values())
+            self._known = learn_profile(looks, self._run.labels, self._scale)
+        return self._known
+
+    def _reference(self, case: Case, reader: Reader = HERE) -> KnownCase:
+        """A case with its reference mask, as the network is to paint it."""
+        scheme, labels = self._plan.scheme, self._run.labels
+        indices = scheme.to_indices(read_case_mask(case, reader)[0])
+        mask = labels.to_values(scheme.painted(indices))
+        told, scan = scheme.known(case.annotated), read_case_image(case, reader)
+        unknown = [n for n, one in zip(labels.names, told or (), strict=False) if not one]
+        view = View(scan.geometry, scan.voxels(), self._scale)
+        found = replace(view.look(mask, labels), unknown=tuple(unknown))
+        ignored = None if scheme.ignored is None else indices == scheme.ignored
+        return KnownCase(self._numbers[case.id], mask, labels, view, found, ignored)
+
+    def _sample_inner(self, predictor: Predictor, *, final: bool) -> None:
+        predictor.confidence, plan = True, predictor.plan
+        for case in self._inner[: self._affordable()]:
+            scan = segment.read(read_case_image(case), plan)
+            prepared = segment.prepare(scan, plan)
+            classes = segment.infer(prepared, predictor)
+            mask = segment.finish(classes, scan, plan).labels
+            self._sample(case, mask, prepared.facts["confidence"], final=final)
+        self._keep()
+
+    def _affordable(self) -> int:
+        """How many inner cases are sampled at a time."""
+        budget_s = self._run.settings.budget_s
+        if budget_s is None:
+            return _MOST_SAMPLED
+        a_case_s = max(2 * self._ground.case_s, 1e-3) * (len(STAGES) + 1)
+        return min(_MOST_SAMPLED, int(_SHARE_OF_BUDGET * budget_s / a_case_s))
+
+    def _sample(
+        self, case: Case, mask: NDArray[Any], confidence: dict[str, Any], *, final: bool
+    ) -> None:
+        profile = self._profile()
+        assert profile is not None
+        self._study.samples += samples_of(
+            self._reference(case), mask, profile, sureness_from(confidence),
+            made="model" if final else "stage",
+        )  # fmt: skip
+
+    def _keep(self) -> None:
+        write_text(self._folder / "quality.json", self._study.to_json())
+
+
+def joined_profile(run: Run, folders: Sequence[Path], plan: Plan) -> Profile | None:
+    """The profile of all folds together: each case once, and the masks of each fold."""
+    whole = Study()
+    for folder in folders:
+        part = _read(folder)
+        whole.looks |= part.looks
+        whole.samples += part.samples
+    return whole.profile(run.labels, Scale.of(plan))
+
+
+def _read(folder: Path) -> Study:
+    try:
+        return Study.from_json((folder / "quality.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Study()
