@@ -177,7 +177,12 @@ def keep_largest(
             continue
         drop[own] = True
         drop[_largest(parts, own, count)] = False
-    return without_parts(mask, parts, drop)
+    pieces = _pieces(parts, drop)
+    if pieces is None:
+        return without_parts(mask, parts, drop)
+    # The numbers take four times the mask: they go before the copy comes.
+    del parts
+    return _without_pieces(mask, pieces)
 
 
 def _largest(parts: Parts, own: NDArray[np.intp], count: int) -> list[int]:
@@ -202,18 +207,33 @@ def without_parts(mask: NDArray[Any], parts: Parts, drop: NDArray[np.bool_]) -> 
         parts: Its regions.
         drop: (N + 1,) whether each goes; the first, for background, is of no account.
     """
+    pieces = _pieces(parts, drop)
+    if pieces is not None:
+        return _without_pieces(mask, pieces)
     result = mask.copy(order="K")
-    gone = np.flatnonzero(drop)
-    gone = gone[gone > 0]
-    if gone.size <= _FEW_PARTS and parts.box_sizes[gone].sum() <= mask.size:
-        for part in gone.tolist():
-            box = parts.box(part)
-            result[box][parts.components[box] == part] = 0
-        return result
-    keep = np.ones(drop.size, dtype=result.dtype)
-    keep[gone] = 0
+    keep = (~drop).astype(result.dtype)
+    keep[0] = 1
     for slab in _slabs(result):
         result[slab] *= keep[parts.components[slab]]
+    return result
+
+
+def _pieces(parts: Parts, drop: NDArray[np.bool_]) -> list[tuple[Box, NDArray[np.bool_]]] | None:
+    """The regions to drop, each in its box; None where a table is quicker."""
+    gone = np.flatnonzero(drop)
+    gone = gone[gone > 0]
+    if gone.size > _FEW_PARTS or parts.box_sizes[gone].sum() > parts.mask.size:
+        return None
+    boxes = [parts.box(part) for part in gone.tolist()]
+    return [(box, parts.components[box] == part) for box, part in zip(boxes, gone, strict=True)]
+
+
+def _without_pieces(
+    mask: NDArray[Any], pieces: Sequence[tuple[Box, NDArray[np.bool_]]]
+) -> NDArray[Any]:
+    result = mask.copy(order="K")
+    for box, own in pieces:
+        result[box][own] = 0
     return result
 
 
