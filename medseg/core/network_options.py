@@ -125,7 +125,7 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
         counted=True,
     ),
     "fcn": NetworkKind(
-        "Fully convolutional network",
+        "FCN: scores of coarse stages, added",
         "Long et al., CVPR 2015",
         options=FcnOptions,
         counted=True,
@@ -149,7 +149,7 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
         counted=True,
     ),
     "mednext": NetworkKind(
-        "MONAI's MedNeXt: large depth-wise kernels",
+        "MONAI's MedNeXt: depth-wise convolutions",
         "Roy et al., MICCAI 2023",
         options=MednextOptions,
         supervised=True,

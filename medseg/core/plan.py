@@ -208,6 +208,9 @@ class Plan(_Frozen):
         divisor = self.network.divisor
         if any(side % step for side, step in zip(self.patch_size, divisor, strict=True)):
             raise ValueError(f"patch_size {self.patch_size} must be a multiple of {divisor}")
+        if self.patch_size == divisor:
+            # At its coarsest stage one voxel would be left, where a norm has nothing to norm.
+            raise ValueError(f"patch_size must be more than {divisor}, one step of the network")
         fixed = self.network.fixed_size
         if fixed is not None and self.patch_size != fixed:
             raise ValueError(f"patch_size must be network.options.image_size, {fixed}")
