@@ -7,11 +7,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.core.errors import InputError, OutputError
+from medseg.core.errors import InputError
 from medseg.core.results import Prediction
 from medseg.core.scan import Scan
 from medseg.datasets.dataset import Case, Dataset
 from medseg.datasets.reading import read_case_image, read_case_mask
-from medseg.io.atomic import whole_file, write_text
+from medseg.io.atomic import whole_file, whole_folder, write_text
 from medseg.io.formats import SCAN_SUFFIXES, write_mask
 
 if TYPE_CHECKING:
@@ -98,35 +95,6 @@ def write_dataset(
         for name, text in (notes or {}).items():
             write_text(folder / name, text)
     return Written(out, writer.copied, writer.rewritten, writer.renumbered)
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``out``; move it into place when the block ends well.
-
-    Raises:
-        OutputError: The folder cannot be made or written, or the disk is full.
-    """
-    temporary: Path | None = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".medseg-", dir=out.parent))
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o777 & ~mask)
-        yield temporary
-        if out.is_dir():
-            out.rmdir()
-        temporary.replace(out)
-    except OSError as error:
-        raise OutputError(
-            f"writing {out}",
-            got=error.strerror or str(error),
-            cure="Free some space or choose another --out; nothing was left half done.",
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check_request(dataset: Dataset, out: Path, *, layout: str) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +54,35 @@ def whole_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``out``; move it into place when the block ends well.
+
+    Raises:
+        OutputError: The folder cannot be made or written, or the disk is full.
+    """
+    temporary: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".medseg-{this_process()}-", dir=out.parent))
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)
+        yield temporary
+        if out.is_dir():
+            out.rmdir()
+        temporary.replace(out)
+    except OSError as error:
+        raise OutputError(
+            f"writing {out}",
+            got=error.strerror or str(error),
+            cure="Free some space or choose another --out; nothing was left half done.",
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all, in UTF-8."""
     with whole_file(path) as temporary:
@@ -71,7 +101,7 @@ def this_process() -> str:
 
 
 def remove_leftovers(folder: Path, *, dead: Collection[str] = ()) -> int:
-    """Remove what :func:`whole_file` left below a folder when its process was killed.
+    """Remove what a killed process left of whole files and folders below a folder.
 
     Args:
         folder: Searched with all that lies below it.
@@ -82,8 +112,8 @@ def remove_leftovers(folder: Path, *, dead: Collection[str] = ()) -> int:
         How many were removed.
     """
     removed = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
+    for root, folders, names in os.walk(folder):
+        for name in (*names, *folders):
             match = _TEMPORARY.match(name)
             if match is None:
                 continue
@@ -91,7 +121,7 @@ def remove_leftovers(folder: Path, *, dead: Collection[str] = ()) -> int:
             with suppress(OSError):
                 owner, written_s = match["owner"], path.stat().st_mtime
                 if owner in dead or is_gone(owner, written_s):
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
                     removed += 1
     return removed
 

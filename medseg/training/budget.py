@@ -54,7 +54,7 @@ def measure_step(plan: Plan, case: CachedCase, device: torch.device) -> float:
 def measure_case(plan: Plan, case: CachedCase, device: torch.device) -> float:
     """Seconds to run the network over a case."""
     predictor = Predictor([build_network(plan.network, seed=0)], plan, device)
-    voxels = torch.from_numpy(case.image)
+    voxels = torch.from_numpy(np.asarray(case.image))
     took = []
     for _ in range(2):
         started = time.perf_counter()

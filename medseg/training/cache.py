@@ -1,34 +1,53 @@
-"""Preprocessed cases on disk, read by patch.
+"""Preprocessed cases on disk, made once, read by patch.
 
-A case is a folder of three ``.npy`` files (image, label, places of each class) and a note
-of what they were made from. Arrays are opened memory-mapped, so that a patch costs only
-its own bytes. A case is complete when its note is there: it is written last.
+A case lies in a folder named by a hash of its files and of all in the plan that changes
+voxels, so that runs with other plans can share a cache. A folder appears whole or not at all:
+two writers at once do some work twice and harm nothing, and what a killed run has finished is
+kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from medseg.core.errors import OutputError
 from medseg.core.plan import Plan
-from medseg.core.scan import Scan
 from medseg.datasets.dataset import Case
 from medseg.datasets.reading import read_case_image, read_case_mask
-from medseg.io.atomic import whole_file, write_text
-from medseg.transforms.load import geometry_of
-from medseg.transforms.steps import preprocessing
+from medseg.io.atomic import remove_leftovers, whole_folder
+from medseg.training.cache_store import (
+    Places,
+    StoredArray,
+    StoredCase,
+    damaged,
+    read_case,
+    write_case,
+)
+from medseg.transforms.preprocess import RestoreRecord, preprocess_mask, preprocess_scan
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 _PLACES_PER_CLASS = 10_000
+# Bytes of a voxel on the disk: what compression leaves of an image's four, and labels.
+_USUAL_BYTES, _MOST_BYTES = 1.9, 3.0
+# Copies of a case that preprocessing holds, at its own and at the plan's spacing.
+_COPIES = 5
 Progress = Callable[[int, int, str], None]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,8 +56,8 @@ class CachedCase:
 
     Attributes:
         case_id: The dataset's name of it.
-        image: (C, I, J, K) float32, memory-mapped.
-        label: (I, J, K) uint8 or uint16 indices of the plan's label scheme, memory-mapped.
+        image: (C, I, J, K) float32; slices of it are read from the disk.
+        label: (I, J, K) uint8 or uint16 indices of the plan's label scheme, likewise.
         places: For each index that occurs, (n, 3) voxels that have it; of background only where
             some voxels are to be ignored, and never of these.
         known: For each label whether it was annotated in this case; None where all were.
@@ -46,9 +65,9 @@ class CachedCase:
     """
 
     case_id: str
-    image: NDArray[np.float32]
-    label: NDArray[Any]
-    places: dict[int, NDArray[Any]]
+    image: NDArray[np.float32] | StoredArray
+    label: NDArray[Any] | StoredArray
+    places: Mapping[int, NDArray[Any]] | Places
     known: tuple[bool, ...] | None = None
     missing: tuple[int, ...] = ()
 
@@ -58,7 +77,7 @@ def build_cache(
     cases: Sequence[Case],
     plan: Plan,
     *,
-    workers: int = 2,
+    workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[CachedCase]:
     """Preprocess the cases that are not there yet, and open all of them.
@@ -67,87 +86,145 @@ def build_cache(
         folder: Where the cache lies; made where it is missing.
         cases: Each with a label.
         plan: Only what changes the voxels counts towards the key of a case.
-        workers: Threads; the array work releases the interpreter.
+        workers: Threads, as many as cores by default, and fewer where the memory is short; the
+            array work releases the interpreter.
         progress: Called with (done, total, case id).
+
+    Raises:
+        OutputError: The disk has no room for what is missing; nothing is written then.
     """
     key = _plan_key(plan)
+    homes = [folder / _folder_name(case, key) for case in cases]
+    found = [read_case(home) for home in homes]
+    lacking = [case for case, stored in zip(cases, found, strict=True) if stored is None]
+    cores = workers or os.cpu_count() or 1
+    if lacking:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        for home, stored in zip(homes, found, strict=True):
+            if stored is None and home.is_dir():  # damaged, or cut short by a loss of power
+                shutil.rmtree(home, ignore_errors=True)
+        cores = _announce(folder, lacking, plan, cores)
 
-    def one(case: Case) -> CachedCase:
-        home = folder / hashlib.sha256(case.id.encode()).hexdigest()[:16]
-        note = _note(case, key)
-        if _read_note(home) != note:
-            _preprocess(case, plan, home, note)
-        known = plan.scheme.known(case.annotated)
-        return replace(_open(case.id, home), known=known, missing=case.missing)
+    def one(number: int) -> CachedCase:
+        case, home = cases[number], homes[number]
+        stored = found[number] or _preprocess(case, plan, home, key=key)
+        return CachedCase(
+            case.id, stored.image, stored.label, stored.places,
+            known=plan.scheme.known(case.annotated), missing=case.missing,
+        )  # fmt: skip
 
     done: list[CachedCase] = []
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        for case, cached in zip(cases, pool.map(one, cases), strict=True):
+    with _threads_of_torch(1 if cores > 1 else None), ThreadPoolExecutor(cores) as pool:
+        for case, cached in zip(cases, pool.map(one, range(len(cases))), strict=True):
             done.append(cached)
             if progress is not None:
                 progress(len(done), len(cases), case.id)
     return done
 
 
+@contextmanager
+def _threads_of_torch(number: int | None) -> Iterator[None]:
+    """Cases run side by side; within each of them more threads would only wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _announce(folder: Path, cases: Sequence[Case], plan: Plan, cores: int) -> int:
+    """Say how large the cache will get, refuse where there is no room; how many cases at once.
+
+    Raises:
+        OutputError: The disk has no room.
+    """
+    with ThreadPoolExecutor(cores) as pool:
+        sizes = list(pool.map(lambda case: _voxels(case, plan), cases))
+    voxels = sum(working for _, working in sizes)
+    free = shutil.disk_usage(folder).free
+    _log.info(
+        "preprocessing %d cases into %s: about %s, %s are free",
+        len(cases), folder, _size(voxels * _USUAL_BYTES), _size(free),
+    )  # fmt: skip
+    if voxels * _MOST_BYTES > free:
+        raise OutputError(
+            f"cache {folder}",
+            expected=f"up to {_size(voxels * _MOST_BYTES)} of free space for {len(cases)} cases",
+            got=_size(free),
+            cure="Free some space (medseg cache clean), or choose another --out.",
+        )
+    import psutil
+
+    heaviest = max(_COPIES * 4 * (own + working) for own, working in sizes)
+    return int(max(1, min(cores, psutil.virtual_memory().available / 2 // max(heaviest, 1))))
+
+
+def _voxels(case: Case, plan: Plan) -> tuple[int, int]:
+    """Voxels of all channels in the files and in the cache."""
+    scan = read_case_image(case)
+    working = RestoreRecord.for_plan(scan.geometry, plan).working.shape
+    return len(scan.channels) * prod(scan.geometry.shape), len(scan.channels) * prod(working)
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
+
+
 def _plan_key(plan: Plan) -> str:
-    parts = {
+    """A hash of all that changes voxels."""
+    parts = plan.model_dump(
+        mode="json",
+        include={
+            "orientation", "axis_order", "crop", "spacing_mm", "resampling", "channels",
+            "activation", "ignore",
+        },
+    )  # fmt: skip
+    parts |= {
         "format": CACHE_FORMAT,
-        "spacing": plan.spacing_mm,
-        "channels": [channel.model_dump() for channel in plan.channels],
         "sources": [label.sources for label in plan.labels.labels],
     }
-    if plan.activation == "regions" or plan.ignore is not None:
-        parts |= {"regions": plan.activation == "regions", "ignore": plan.ignore}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _note(case: Case, key: str) -> str:
+def _folder_name(case: Case, key: str) -> str:
     stamps = []
     for path in case.files:
         # A folder is a DICOM series: its files count, not the folder itself.
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
         for file in inside:
             status = file.stat()
-            stamps.append([status.st_size, status.st_mtime_ns])
+            stamps.append([file.name, status.st_size, status.st_mtime_ns])
     note: dict[str, Any] = {"plan": key, "case": case.id, "files": stamps}
     if case.structures is not None:
         # What a DICOM mask comes to depends on the names that count, too.
         note["structures"] = [[label.value, label.name] for label in case.structures.labels]
-    if case.series:
-        note["series"] = case.series
-    if case.missing:
-        note["missing"] = case.missing
-    return json.dumps(note, sort_keys=True)
+    note["series"], note["missing"] = list(case.series), list(case.missing)
+    return hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _read_note(home: Path) -> str | None:
-    try:
-        return (home / "note.json").read_text(encoding="utf-8")
-    except OSError:
-        return None
-
-
-def _preprocess(case: Case, plan: Plan, home: Path, note: str) -> None:
-    (home / "note.json").unlink(missing_ok=True)
+def _preprocess(case: Case, plan: Plan, home: Path, *, key: str) -> StoredCase:
     mask, grid = read_case_mask(case)
-    label_scan = Scan.from_array(mask, grid.geometry, source=grid.source)
-    data = preprocessing(plan, with_mask=True)(
-        {"image": read_case_image(case), "label": label_scan}
-    )
-    image = np.ascontiguousarray(data["image"].as_tensor().numpy())
-    image[list(case.missing)] = 0
-    scheme = plan.scheme
-    label = np.ascontiguousarray(data["label"].as_tensor().numpy()[0].astype(scheme.dtype))
-    assert geometry_of(data["image"]).difference(geometry_of(data["label"])) is None
-    places = _places(label, ignored=scheme.ignored)
-    for name, array in (("image", image), ("label", label), ("places", places)):
-        with whole_file(home / f"{name}.npy") as temporary:
-            np.save(temporary, array)
-    write_text(home / "note.json", note)
+    image, record = preprocess_scan(read_case_image(case), plan)
+    label, geometry = preprocess_mask(mask, grid.geometry, plan, crop=record.crop)
+    assert record.working.difference(geometry) is None
+    places = _places(label, ignored=plan.scheme.ignored)
+    try:
+        with whole_folder(home) as folder:
+            write_case(folder, image.numpy(), label, places=places, made_from={"plan": key[:12]})
+    except OutputError:
+        # Another process may have been quicker; what it wrote is the same.
+        if read_case(home) is None:
+            raise
+    stored = read_case(home)
+    if stored is None:
+        raise damaged(home, "a folder that was changed at once")
+    return stored
 
 
 def _places(label: NDArray[Any], *, ignored: int | None = None) -> NDArray[np.int32]:
-    """Rows (class, i, j, k): up to 10,000 evenly spread voxels of each class but background.
+    """Rows (index, i, j, k): up to 10,000 evenly spread voxels of each index but background.
 
     Where some voxels are to be ignored, background counts too: it is annotated like the rest.
     """
@@ -161,11 +238,3 @@ def _places(label: NDArray[Any], *, ignored: int | None = None) -> NDArray[np.in
         voxels = np.stack(np.unravel_index(kept, label.shape), axis=1)
         rows.append(np.concatenate([np.full((len(kept), 1), value), voxels], axis=1))
     return np.concatenate(rows).astype(np.int32) if rows else np.zeros((0, 4), dtype=np.int32)
-
-
-def _open(case_id: str, home: Path) -> CachedCase:
-    image = np.load(home / "image.npy", mmap_mode="r", allow_pickle=False)
-    label = np.load(home / "label.npy", mmap_mode="r", allow_pickle=False)
-    rows = np.load(home / "places.npy", allow_pickle=False)
-    places = {int(value): rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0])}
-    return CachedCase(case_id, image, label, places)

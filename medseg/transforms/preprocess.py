@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.core.errors import FileError, InputError
@@ -253,3 +255,30 @@ def preprocess_scan(scan: Scan, plan: Plan) -> tuple[Tensor, RestoreRecord]:
         data, geometry, spacing_mm=plan.spacing_mm, resampling=plan.resampling
     )
     return data, RestoreRecord.for_plan(scan.geometry, plan, crop=crop)
+
+
+def preprocess_mask(
+    mask: NDArray[Any], geometry: Geometry, plan: Plan, *, crop: Box | None = None
+) -> tuple[NDArray[Any], Geometry]:
+    """Bring a training mask to the network's grid.
+
+    Args:
+        mask: (I, J, K) values as in the file.
+        geometry: Its grid.
+        plan: Its label scheme, axes and spacing.
+        crop: The box of the turned grid that its scan was cut to.
+
+    Returns:
+        (I, J, K) indices of the plan's label scheme, and their grid.
+    """
+    scheme = plan.scheme
+    data = torch.from_numpy(scheme.to_indices(mask).astype(np.int32))[None]
+    if plan.orientation == "ras":
+        data, geometry = made_regular(data, geometry, nearest=True)
+    data, geometry = oriented(data, geometry, kind=plan.orientation, axis_order=plan.axis_order)
+    if crop is not None:
+        data, geometry = data[:, *crop], geometry.cut(crop)
+    data, geometry = resampled_mask(
+        data, geometry, spacing_mm=plan.spacing_mm, resampling=plan.resampling
+    )
+    return data[0].numpy().astype(scheme.dtype), geometry
