@@ -65,6 +65,10 @@ def train_command(
         str | None,
         typer.Option("--checkpoint-every", help="Time between two checkpoints; default 5min."),
     ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option("--mlflow", help="Also log to this MLflow server, or sqlite:///file.db."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")
     ] = None,
@@ -96,6 +100,7 @@ def train_command(
         "device": device, "seed": seed, "deterministic": deterministic or None,
         "network": network, "plan_file": plan_file, "preset": preset,
         "target_memory": target_memory, "configuration": configuration,
+        "mlflow": mlflow,
     }  # fmt: skip
     with _stop_signal() as stop, phase_bars(_PHASES) as progress:
         result = train(

@@ -159,13 +159,17 @@ def _costs(folds: Sequence[FoldStory]) -> list[Block]:
 
 def _decisions(plan: Plan) -> list[Block]:
     """The plan, key by key, with the reason where one is given."""
-    data = plan.model_dump(mode="json")
-    reasons = data.pop("reasons")
-    data["labels"] = ", ".join(plan.labels.names)
-    data["postprocess"] = [step.model_dump(mode="json") for step in plan.postprocess] or "none"
-    rows = [[key, _value(value), reasons.pop(key, "")] for key, value in _flat(data)]
+    reasons = dict(plan.reasons)
+    rows = [[key, _text(value), reasons.pop(key, "")] for key, value in plan_values(plan).items()]
     rows += [[key, "", reason] for key, reason in reasons.items()]
     return [Heading("The plan"), Table(("what", "value", "why"), rows)]
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """The decisions of a plan by their dotted names, without the reasons."""
+    data = plan.model_dump(mode="json", exclude={"reasons"})
+    data["labels"] = ", ".join(plan.labels.names)
+    return dict(_flat(data))
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -178,7 +182,9 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _value(value: Any) -> str:
+def _text(value: Any) -> str:
+    if value in ([], {}, None):
+        return "none"
     text = value if isinstance(value, str) else str(value).replace("'", "")
     return text if len(text) <= 300 else text[:300] + "…"
 

@@ -11,11 +11,13 @@ from typing import Any
 
 from medseg.datasets.splits import inner_split
 from medseg.io.atomic import write_text
+from medseg.report.training import plan_values
 from medseg.training.budget import affordable_looks
 from medseg.training.cache import CachedCase, build_cache
 from medseg.training.checkpoint import TrainState
 from medseg.training.looks import LOOKS
 from medseg.training.loop import TrainJob, train_network
+from medseg.training.mlflow_log import MlflowLog
 from medseg.training.monitor import RunMonitor, advice, peak_memory
 from medseg.training.schedule import Schedule
 from medseg.training.step import new_state
@@ -49,7 +51,10 @@ def train_fold(
     study = FoldStudy(run, ground, folder, inner=inner_ids)
     if team.leads:
         study.look(learn_ids)
-    schedule = team.first(lambda: schedule_of(run, ground, fold, inner=len(inner_ids)))
+    study_s = study.closing_seconds(len(fold.split.validation))
+    schedule = team.first(
+        lambda: schedule_of(run, ground, fold, inner=len(inner_ids), study_s=study_s)
+    )
     if (outcome := _outcome(folder, schedule)) is not None:
         return outcome
     cases = run.dataset.select(learn_ids + inner_ids)
@@ -119,8 +124,11 @@ def _train_and_tell(
     shown: list[CachedCase],
 ) -> TrainState:
     """Train, and show what happens: in the run's folder, the log and the progress bar."""
-    monitor = RunMonitor(job.checkpoint.parent)
-    reporter = _EpochReporter(monitor)
+    folder, address = job.checkpoint.parent, run.settings.mlflow
+    monitor = RunMonitor(folder)
+    mlflow = address and MlflowLog(address, folder, parameters=plan_values(job.plan))
+    reporter = _EpochReporter(monitor, mlflow or None)
+    done = False
     start = first or new_state(job.plan, seed=job.seed, device=job.device)
 
     def stepped(step: int, share: float) -> None:
@@ -135,8 +143,11 @@ def _train_and_tell(
     )
     try:
         state = train_network(told, start)
+        done = True
     finally:
         monitor.close()
+        if mlflow:
+            mlflow.close(done=done)
     if (tip := advice(state.history, run.device.type)) is not None:
         _log.warning("%s", tip)
     return state
@@ -145,11 +156,13 @@ def _train_and_tell(
 class _EpochReporter:
     """Tells the facts of each epoch to the monitor, the log and the progress bar."""
 
-    def __init__(self, monitor: RunMonitor) -> None:
-        self.monitor, self.note, self.dice = monitor, "", ""
+    def __init__(self, monitor: RunMonitor, mlflow: MlflowLog | None) -> None:
+        self.monitor, self.mlflow, self.note, self.dice = monitor, mlflow, "", ""
 
     def epoch(self, facts: dict[str, Any]) -> None:
         self.monitor.epoch(facts)
+        if self.mlflow is not None:
+            self.mlflow.epoch(facts)
         known = {label: dice for label, dice in facts.get("dice", {}).items() if dice is not None}
         if known:
             self.dice = ", Dice " + ", ".join(

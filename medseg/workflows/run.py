@@ -117,7 +117,7 @@ class Fold:
 
 
 # What may differ when a run goes on: it changes nothing that is learned.
-_FREE = {"device", "checkpoint_every_s"}
+_FREE = {"device", "checkpoint_every_s", "mlflow"}
 
 
 def open_run(run: Run, splits: dict[str, Split], *, resume: bool) -> Ground | None:
@@ -219,7 +219,9 @@ def _has_plan(note: Path) -> bool:
         return False
 
 
-def schedule_of(run: Run, ground: Ground, fold: Fold, *, inner: int) -> Schedule:
+def schedule_of(
+    run: Run, ground: Ground, fold: Fold, *, inner: int, study_s: float = 0.0
+) -> Schedule:
     """Steps, or the seconds that are left when all that comes after the last step is set aside.
 
     Args:
@@ -227,6 +229,7 @@ def schedule_of(run: Run, ground: Ground, fold: Fold, *, inner: int) -> Schedule
         ground: That it stands on.
         fold: Which is to be trained.
         inner: Cases that were kept back.
+        study_s: What the study of its masks takes after the last step.
     """
     steps_per_epoch = ground.plan.training.steps_per_epoch
     if run.left_s is None:
@@ -236,7 +239,8 @@ def schedule_of(run: Run, ground: Ground, fold: Fold, *, inner: int) -> Schedule
         was = json.loads(kept.read_text(encoding="utf-8"))
         longer = (budget - was["budget_s"]) / fold.of
         return Schedule(0, seconds=float(was["seconds"]) + longer)
-    closing = closing_seconds(ground.case_s, inner=inner, validation=len(fold.split.validation))
+    held = len(fold.split.validation)
+    closing = study_s + closing_seconds(ground.case_s, inner=inner, validation=held)
     # A run that goes on has forgotten its start: each fold gets its share of the budget.
     share = (budget - ground.prepared_s) / fold.of if run.resumed else run.left_s / fold.left
     seconds = share - closing
