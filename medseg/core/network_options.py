@@ -100,6 +100,7 @@ class NetworkKind:
         counted: Its stages have as many convolutions (blocks) as the plan says.
         any_size: What is traced at one size of tile holds for all.
         learning_rate: What AdamW begins with.
+        needs: A package that the extra ``transformers`` brings; "" for none.
     """
 
     title: str
@@ -109,6 +110,7 @@ class NetworkKind:
     counted: bool = False
     any_size: bool = True
     learning_rate: float = 2e-3
+    needs: str = ""
 
 
 NETWORK_KINDS: dict[str, NetworkKind] = {
@@ -161,6 +163,7 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
         options=SwinUnetrOptions,
         any_size=False,
         learning_rate=5e-4,
+        needs="einops",
     ),
     "unetr": NetworkKind(
         "MONAI's UNETR: a vision transformer as encoder",
@@ -168,5 +171,6 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
         options=UnetrOptions,
         any_size=False,
         learning_rate=5e-4,
+        needs="einops",
     ),
 }

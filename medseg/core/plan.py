@@ -204,7 +204,7 @@ class Plan(_Frozen):
     reasons: dict[str, str] = {}
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _patch_fits(self) -> Self:
         divisor = self.network.divisor
         if any(side % step for side, step in zip(self.patch_size, divisor, strict=True)):
             raise ValueError(f"patch_size {self.patch_size} must be a multiple of {divisor}")
@@ -214,6 +214,12 @@ class Plan(_Frozen):
         fixed = self.network.fixed_size
         if fixed is not None and self.patch_size != fixed:
             raise ValueError(f"patch_size must be network.options.image_size, {fixed}")
+        if self.network.spatial_dims == 2 and self.patch_size[2] != 1:
+            raise ValueError("a 2D network needs a patch of (I, J, 1)")
+        return self
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
         classes = len(self.labels) + (self.activation == "softmax")
         if self.network.classes != classes:
             raise ValueError(f"network.classes must be {classes}")
@@ -222,8 +228,6 @@ class Plan(_Frozen):
             raise ValueError(f"network.in_channels must be {channels}")
         if sorted(self.axis_order) != [0, 1, 2]:
             raise ValueError(f"axis_order must hold 0, 1 and 2, not {self.axis_order}")
-        if self.network.spatial_dims == 2 and self.patch_size[2] != 1:
-            raise ValueError("a 2D network needs a patch of (I, J, 1)")
         if any(self.ignore in label.sources for label in self.labels.labels):
             raise ValueError(f"ignore ({self.ignore}) must be no value of a label")
         pairs = {name for pair in self.inference.left_right_pairs for name in pair}

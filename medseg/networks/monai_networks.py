@@ -109,7 +109,7 @@ def swin_unetr(plan: NetworkPlan) -> nn.Module:
     Raises:
         MissingPackageError: einops is not installed.
     """
-    require("einops", extra="transformers", feature="the network swin_unetr")
+    require(plan.kind.needs, extra="transformers", feature="the network swin_unetr")
     from monai.networks.nets.swin_unetr import SwinUNETR
 
     assert isinstance(plan.options, SwinUnetrOptions)
@@ -130,7 +130,7 @@ def unetr(plan: NetworkPlan) -> nn.Module:
     Raises:
         MissingPackageError: einops is not installed.
     """
-    require("einops", extra="transformers", feature="the network unetr")
+    require(plan.kind.needs, extra="transformers", feature="the network unetr")
     from monai.networks.nets.unetr import UNETR
 
     assert isinstance(plan.options, UnetrOptions)

@@ -20,6 +20,9 @@ Stages = tuple[Triple, ...]
 # Steps at which DeepLab stops to get coarser: 16 as in its paper; organs in 3D are small.
 _DEEPLAB_STEP = {2: 16, 3: 8}
 _DEEPLAB_WIDEST_RATE = 18
+# Width of pyramid and decoder in widths of the finest stage: 256 at 32, half of it in 3D,
+# where the decoder would cost more than all else.
+_DEEPLAB_WIDTHS = {2: 8, 3: 4}
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def _deeplab(frame: Frame) -> Shape:
     rates = sorted({max(1, largest // 3), max(1, 2 * largest // 3), largest})
     options = {
         "rates": tuple(rates),
-        "pyramid_features": min(256, 8 * frame.width),
+        "pyramid_features": min(256, _DEEPLAB_WIDTHS[frame.spatial_dims] * frame.width),
         "low_stage": 1 if len(strides) > 2 else 0,
         "low_features": max(4, min(48, 3 * frame.width // 2)),
     }

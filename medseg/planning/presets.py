@@ -13,6 +13,7 @@ from typing import Any
 
 from medseg.core.errors import SettingsError
 from medseg.core.network_options import NETWORK_KINDS
+from medseg.core.optional import require
 from medseg.core.plan import NetworkPlan, Triple
 from medseg.planning.networks import Frame, fit_network
 from medseg.planning.topology import patch_and_strides
@@ -108,14 +109,18 @@ class Ground:
 
 
 def check_network(name: str) -> None:
-    """Refuse a name that is neither a network nor a preset.
+    """Refuse a name that is neither a network nor a preset, or that cannot be had here.
 
     Raises:
         SettingsError: With the names that there are.
+        MissingPackageError: The network needs a package that is not installed.
     """
     known = (*NETWORK_KINDS, *PRESETS)
     if name not in known:
         raise SettingsError(f"network '{name}'", expected=f"one of {', '.join(known)}", got=name)
+    kind = NETWORK_KINDS[PRESETS[name].network if name in PRESETS else name]
+    if kind.needs:
+        require(kind.needs, extra="transformers", feature=f"the network {name}")
 
 
 def fit(name: str, ground: Ground, draft: Frame) -> Fitted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,13 @@ pytest.importorskip("einops")
 CPU = torch.device("cpu")
 everyone = pytest.mark.parametrize("name", list(NETWORK_KINDS))
 both = pytest.mark.parametrize("dims", [2, 3])
+
+
+def seldom(slow: set[tuple[str, int]]) -> list[Any]:
+    """Each name in 2D and 3D; those that take long with ``make acceptance`` alone."""
+    pairs = [(name, dims) for name in NETWORK_KINDS for dims in (2, 3)]
+    marks = [pytest.mark.acceptance]
+    return [pytest.param(*pair, marks=marks if pair in slow else []) for pair in pairs]
 
 
 def outputs_of(network: nn.Module, tiles: Tensor) -> list[Tensor]:
@@ -96,8 +104,9 @@ def test_a_package_gives_the_same_network_again(name: str, dims: int, tmp_path: 
     assert kinds == {key: value.dtype for key, value in network.state_dict().items()}
 
 
-@both
-@everyone
+@pytest.mark.parametrize(
+    ("name", "dims"), seldom({("swin_unetr", 2), ("swin_unetr", 3), ("unetr", 3)})
+)
 def test_export_to_onnx(name: str, dims: int, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     plan = small_plan_of(name, dims)
@@ -113,8 +122,14 @@ def test_export_to_onnx(name: str, dims: int, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, reference, atol=1e-4 * np.ptp(reference))
 
 
-@pytest.mark.parametrize("dims", [3, pytest.param(2, marks=pytest.mark.acceptance)])
-@everyone
+# The U-Nets are tried by tests/inference/test_backends.py.
+@pytest.mark.parametrize(
+    ("name", "dims"),
+    seldom(
+        {(name, 2) for name in NETWORK_KINDS}
+        | {(name, 3) for name in ("unet", "residual_unet", "dynunet", "unetr", "swin_unetr")}
+    ),
+)
 def test_openvino_gives_what_torch_gives(name: str, dims: int) -> None:
     pytest.importorskip("openvino")
     if name == "swin_unetr":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from math import prod
 
 import pytest
 
-from medseg.core.errors import SettingsError
+from medseg.core.errors import MissingPackageError, SettingsError
 from medseg.core.network_options import NETWORK_KINDS
 from medseg.core.plan import NetworkPlan
 from medseg.planning.networks import Frame
@@ -15,6 +16,9 @@ from medseg.planning.presets import PRESETS, Fitted, Ground, check_network, feat
 from tests.planning_facts import LABELS, fingerprint
 
 HALVES = ((1, 1, 1), *((2, 2, 2),) * 5)
+
+
+pytest.importorskip("einops")
 
 
 def fitted(name: str, shape: tuple[int, int, int], *, width: int = 16, cases: int = 200) -> Fitted:
@@ -98,6 +102,15 @@ def test_the_planner_takes_every_name(name: str) -> None:
     assert type(plan).from_json(plan.to_json()) == plan
     if name in PRESETS:
         assert plan.reasons["features"] == f"32 channels, as {name} has"
+
+
+def test_a_package_that_is_missing_is_told_before_any_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "einops", None)
+    check_network("mednext_s")
+    with pytest.raises(MissingPackageError, match=r"swin_unetr.*medseg\[transformers\]"):
+        check_network("swin_unetr")
 
 
 def test_unknown_names() -> None:
