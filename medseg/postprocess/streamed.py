@@ -6,7 +6,7 @@ afterwards. Memory is bounded by a slab and a few numbers per region.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 from typing import Any
@@ -28,7 +28,11 @@ _REACH = {6: 0, 18: 1, 26: 2}
 
 
 def apply_chain_by_slab(
-    mask: ScratchArray, steps: tuple[PostprocessStep, ...], labels: LabelSet
+    mask: ScratchArray,
+    steps: tuple[PostprocessStep, ...],
+    labels: LabelSet,
+    *,
+    voxel_mm3: float | None = None,
 ) -> None:
     """Apply post-processing steps to a mask on the disk, in place.
 
@@ -38,31 +42,42 @@ def apply_chain_by_slab(
         mask: (I, J, K) mask values (not class indices).
         steps: What to do, in order. Labels are named as in ``labels``.
         labels: What the values mean.
+        voxel_mm3: Volume of a voxel, for least volumes.
 
     Raises:
         LabelError: A step names a label that is not in the set.
-        InputError: A step cannot be done by slab.
+        InputError: A step cannot be done by slab, or lacks the volume of a voxel.
         OutputError: The disk is full.
     """
     other = next((step for step in steps if not works_by_slab(step)), None)
     if other is not None:
         raise InputError(
             f"post-processing step '{other.step}' of '{other.label}'",
-            expected="the largest region of one label, which can be found by slab",
+            expected="the largest region, a least volume or holes of one label, which can be done "
+            "by slab",
             got="another step, for a mask above memory",
             cure="Allow more memory, or take the step out of the plan.",
         )
-    for connectivity, group in groupby(steps, key=lambda step: step.connectivity):
-        values = [labels.named(step.label).value for step in group]
-        keep_largest_by_slab(mask, values, connectivity=connectivity)
+    for (kind, connectivity), group in groupby(steps, key=lambda s: (s.step, s.connectivity)):
+        own: dict[int, float] = {}
+        for step in group:
+            value = labels.named(step.label).value
+            own[value] = max(own.get(value, 0.0), step.volume_mm3 or 0.0)
+        if kind == "largest":
+            keep_largest_by_slab(mask, list(own), connectivity=connectivity)
+        elif kind == "fill-holes":
+            fill_holes_by_slab(mask, list(own))
+        elif voxel_mm3 is None:
+            raise InputError("least volumes", expected="the volume of a voxel", got="none")
+        else:
+            voxels = {value: volume_mm3 / voxel_mm3 for value, volume_mm3 in own.items()}
+            remove_small_by_slab(mask, voxels, connectivity=connectivity)
 
 
 def works_by_slab(step: PostprocessStep) -> bool:
     """Whether a step can be done without the whole mask."""
-    plain = PostprocessStep(
-        step="largest", label=step.label, connectivity=step.connectivity, evidence=step.evidence
-    )
-    return step == plain and step.connectivity in _REACH
+    single = not step.joined and step.count == 1 and step.connectivity in _REACH
+    return single and step.step in ("largest", "min-volume", "fill-holes")
 
 
 def keep_largest_by_slab(
@@ -85,29 +100,99 @@ def keep_largest_by_slab(
     """
     slabs = _Slabs(mask, values, connectivity, depth)
     table = _regions(slabs)
-    drop = np.zeros(table.region_of.size, dtype=np.bool_)
+    gone = np.zeros(table.size_of.size, dtype=np.bool_)
     for value in set(values):
         own = np.flatnonzero(table.value_of == value)
         if own.size == 0:
             continue
         largest = own[table.size_of[own] == table.size_of[own].max()]
         kept = largest[0] if largest.size == 1 else _first_of(slabs, table, largest)
-        drop |= (table.value_of[table.region_of] == value) & (table.region_of != kept)
+        gone[own] = True
+        gone[kept] = False
+    _paint(slabs, table, gone, 0)
+
+
+def remove_small_by_slab(
+    mask: ScratchArray,
+    least: Mapping[int, float],
+    *,
+    connectivity: int = 26,
+    depth: int | None = None,
+) -> None:
+    """Remove the connected regions below a number of voxels, in place.
+
+    The result is that of ``components.remove_small`` on the whole mask.
+
+    Args:
+        mask: (I, J, K) unsigned integers, 0 is background.
+        least: By label value, how many voxels a region must have to stay.
+        connectivity: 6, 18 or 26, see ``components.label_components``.
+        depth: See :func:`keep_largest_by_slab`.
+
+    Raises:
+        InputError: The connectivity is another.
+        OutputError: The disk is full.
+    """
+    slabs = _Slabs(mask, list(least), connectivity, depth)
+    table = _regions(slabs)
+    gone = np.zeros(table.size_of.size, dtype=np.bool_)
+    for value, voxels in least.items():
+        gone |= (table.value_of == value) & (table.size_of < voxels * (1 - 1e-9))
+    _paint(slabs, table, gone, 0)
+
+
+def fill_holes_by_slab(
+    mask: ScratchArray, values: Sequence[int], *, depth: int | None = None
+) -> None:
+    """Fill the background that a label encloses, in place; one label after another.
+
+    The result is that of ``shapes.fill_holes`` on the whole mask.
+
+    Args:
+        mask: (I, J, K) unsigned integers, 0 is background.
+        values: The labels to fill.
+        depth: See :func:`keep_largest_by_slab`.
+
+    Raises:
+        OutputError: The disk is full.
+    """
+    for value in values:
+        slabs = _Slabs(mask, [value], 6, depth, around=True)
+        table = _regions(slabs)
+        # A single voxel has no rim that would tell that nothing is around it.
+        if int(table.size_of.sum()) < np.prod(mask.shape):
+            _paint(slabs, table, ~table.at_rim, value)
+
+
+def _paint(slabs: _Slabs, table: _Table, wanted: NDArray[np.bool_], value: int) -> None:
+    """Give the voxels of some regions a value; of what lies around a label the background."""
     for number, (start, stop) in enumerate(zip(table.starts, table.starts[1:], strict=False)):
-        dropped = np.concatenate([[False], drop[start:stop]])
-        if dropped.any():
-            voxels, parts, _ = slabs.labelled(number)
-            mask.write(slabs.box(number), np.where(dropped[parts], voxels.dtype.type(0), voxels))
+        chosen = np.concatenate([[False], wanted[table.region_of[start:stop]]])
+        if chosen.any():
+            voxels, _, parts, _ = slabs.labelled(number)
+            there = chosen[parts]
+            if slabs.around:
+                there &= voxels == 0
+            slabs.mask.write(slabs.box(number), np.where(there, voxels.dtype.type(value), voxels))
 
 
 @dataclass(frozen=True)
 class _Slabs:
-    """A mask cut along the slowest axis of its file, and the regions of each slab."""
+    """A mask cut along the slowest axis of its file, and the regions of each slab.
+
+    Attributes:
+        mask: On the disk.
+        values: The labels whose regions are wanted.
+        connectivity: Of the regions.
+        depth: Planes of a slab; None takes what fits.
+        around: Regions are not those of a label, but of all that is not of it.
+    """
 
     mask: ScratchArray
     values: Sequence[int]
     connectivity: int
     depth: int | None
+    around: bool = False
 
     @property
     def axis(self) -> int:
@@ -123,13 +208,31 @@ class _Slabs:
         box[self.axis] = slice(starts[number], min(starts[number] + starts.step, starts.stop))
         return box[0], box[1], box[2]
 
-    def labelled(self, number: int) -> tuple[NDArray[Any], NDArray[Any], int]:
-        """Voxels of a slab, its regions of the wanted labels (0 elsewhere), how many."""
+    def labelled(self, number: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], int]:
+        """Voxels of a slab, what of them is wanted, its regions (0 elsewhere), how many."""
         voxels = self.mask.read(self.box(number))
-        wanted = np.zeros(int(np.iinfo(voxels.dtype).max) + 1, dtype=voxels.dtype)
-        wanted[list(self.values)] = self.values
-        parts, count = label_components(wanted[voxels], self.connectivity)
-        return voxels, parts, count
+        table = np.zeros(int(np.iinfo(voxels.dtype).max) + 1, dtype=voxels.dtype)
+        if self.around:
+            table[:] = 1
+            table[list(self.values)] = 0
+        else:
+            table[list(self.values)] = self.values
+        wanted = table[voxels]
+        parts, count = label_components(wanted, self.connectivity)
+        return voxels, wanted, parts, count
+
+    def parts_at_rim(self, number: int, parts: NDArray[Any]) -> NDArray[Any]:
+        """The regions of a slab that lie at the edge of the whole mask; flat axes have none."""
+        starts, found = self.starts(), [np.zeros(0, dtype=parts.dtype)]
+        for axis, side in enumerate(self.mask.shape):
+            if side == 1:
+                continue
+            planes = np.moveaxis(parts, axis, 0)
+            if axis != self.axis or number == 0:
+                found.append(np.unique(planes[0]))
+            if axis != self.axis or number == len(starts) - 1:
+                found.append(np.unique(planes[-1]))
+        return np.unique(np.concatenate(found))
 
 
 @dataclass(frozen=True)
@@ -141,20 +244,22 @@ class _Table:
         region_of: The region of each part.
         size_of: Voxels of each region.
         value_of: Label of each region.
+        at_rim: Whether each lies at the edge of the mask; looked at ``around`` labels alone.
     """
 
     starts: list[int]
     region_of: NDArray[np.int32]
     size_of: NDArray[np.int64]
     value_of: NDArray[Any]
+    at_rim: NDArray[np.bool_]
 
 
 def _regions(slabs: _Slabs) -> _Table:
     """Number the regions of the whole mask."""
-    starts, sizes, labels, seams = [0], [], [], []
+    starts, sizes, labels, seams, rims = [0], [], [], [], []
     below: tuple[NDArray[Any], NDArray[Any]] | None = None
     for number in range(len(slabs.starts())):
-        voxels, parts, count = slabs.labelled(number)
+        _, voxels, parts, count = slabs.labelled(number)
         sizes.append(np.bincount(parts.ravel(order="K"), minlength=count + 1)[1:])
         value_of = np.zeros(count + 1, dtype=voxels.dtype)
         value_of[parts] = voxels
@@ -165,6 +270,10 @@ def _regions(slabs: _Slabs) -> _Table:
             pairs = _touching(below[0], first, value_of[first], below[1], slabs.connectivity)
             seams.append(pairs + np.array([[starts[-2] - 1], [starts[-1] - 1]]))
         below = last, value_of[last]
+        rim = np.zeros(count + 1, dtype=np.bool_)
+        if slabs.around:
+            rim[slabs.parts_at_rim(number, parts)] = True
+        rims.append(rim[1:])
         starts.append(starts[-1] + count)
     total = starts[-1]
     edges = np.concatenate([np.zeros((2, 0), dtype=np.int64), *seams], axis=1)
@@ -175,7 +284,9 @@ def _regions(slabs: _Slabs) -> _Table:
     value_of[region_of] = np.concatenate(labels)
     # Sums of whole numbers in float64 are exact below 2^53.
     size_of = np.bincount(region_of, weights=np.concatenate(sizes), minlength=count)
-    return _Table(starts, region_of, size_of.astype(np.int64), value_of)
+    at_rim = np.zeros(count, dtype=np.bool_)
+    at_rim[region_of[np.concatenate(rims)]] = True
+    return _Table(starts, region_of, size_of.astype(np.int64), value_of, at_rim)
 
 
 def _touching(
@@ -221,7 +332,7 @@ def _first_of(slabs: _Slabs, table: _Table, candidates: NDArray[np.intp]) -> int
         regions = table.region_of[table.starts[number] : table.starts[number + 1]]
         if not wanted[regions].any():
             continue
-        _, parts, _ = slabs.labelled(number)
+        _, _, parts, _ = slabs.labelled(number)
         lit = np.concatenate([[False], wanted[regions]])[parts]
         first = np.unravel_index(int(np.argmax(lit.ravel(order="C"))), lit.shape)
         place = [int(at) for at in first]

@@ -205,7 +205,9 @@ def filled_to_disk(
     with ScratchArray(path.parent, target.shape, plan.labels.dtype, order=MASK_ORDER) as mask:
         fill(mask, seconds)
         with timed(seconds, "finish"):
-            apply_chain_by_slab(mask, plan.postprocess, plan.labels)
+            apply_chain_by_slab(
+                mask, plan.postprocess, plan.labels, voxel_mm3=target.voxel_volume_mm3
+            )
             kept, sides = _Kept(mask, plan.labels, wanted), Sides(target, wanted)
             voxels = kept.count(sides)
             prediction = StreamedPrediction(

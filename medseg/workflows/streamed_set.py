@@ -70,7 +70,10 @@ class StreamedSet:
                 with timed(seconds, "segment"):
                     predictor.stream(volume, record, ValueSink(own, labels))
                 with timed(seconds, "finish"):
-                    apply_chain_by_slab(own, predictor.plan.postprocess, labels)
+                    apply_chain_by_slab(
+                        own, predictor.plan.postprocess, labels,
+                        voxel_mm3=self.scan.geometry.voxel_volume_mm3,
+                    )  # fmt: skip
                     _paint_by_slab(mask, own, place, labels=labels, whole=self.file.labels)
 
     def _average(self, mask: ScratchArray, seconds: Seconds, stack: ExitStack) -> None:
