@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.cache import cache_app
 from medseg.cli.check import check_command
 from medseg.cli.contours import contours_command
 from medseg.cli.convert import convert_command
@@ -30,6 +31,7 @@ from medseg.cli.plan import plan_command
 from medseg.cli.postprocess import postprocess_command
 from medseg.cli.predict import predict_command
 from medseg.cli.preview import preview_command
+from medseg.cli.qc import qc_command
 from medseg.cli.train import train_command
 from medseg.core.errors import Interrupted, MedsegError
 
@@ -58,6 +60,7 @@ app.command("check")(check_command)
 app.command("convert")(convert_command)
 app.command("import-nnunet")(import_nnunet_command)
 app.command("make-set")(make_set_command)
+app.command("qc")(qc_command)
 app.command("measure")(measure_command)
 app.command("instances")(instances_command)
 app.command("preview")(preview_command)
@@ -66,6 +69,8 @@ app.command("mesh")(mesh_command)
 app.command("export")(export_command)
 app.command("info")(info_command)
 app.command("doctor")(doctor_command)
+
+app.add_typer(cache_app, name="cache")
 
 
 def _show_version(wanted: bool) -> None:
