@@ -46,6 +46,7 @@ bench: $(STAMP)
 	$(PY) benchmarks/nifti_io.py
 	$(PY) benchmarks/dicom_read.py
 	$(PY) benchmarks/metrics.py
+	$(PY) benchmarks/keep_largest.py
 	$(PY) benchmarks/meshes.py
 	$(PY) benchmarks/previews.py
 	$(PY) benchmarks/forward.py

@@ -143,9 +143,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slices", type=int, default=200)
     parser.add_argument("--tries", type=int, default=1, help="of the peers; medseg gets 3 more")
+    parser.add_argument("--transform-only", action="store_true", help="the last line alone")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     prediction, reference = phantom(given.slices)
+    if given.transform_only:
+        transforms(reference, given.tries + 2)
+        return
     # The table of surface elements is made once a process.
     ours(prediction[:40, :40, :20], reference[:40, :40, :20])
     seconds, both = timed(lambda: ours(prediction, reference), given.tries + 3)
