@@ -16,7 +16,8 @@ import typer
 from medseg.cli.progress import phase_bars, stderr_console
 
 _PHASES = {
-    "check": "Checking cases", "fingerprint": "Reading intensities", "preprocess": "Preprocessing",
+    "check": "Checking cases", "fingerprint": "Reading intensities", "profile": "Looking at masks",
+    "preprocess": "Preprocessing",
     "train": "Training", "validate": "Validating",
 }  # fmt: skip
 

@@ -43,36 +43,28 @@ def train_fold(
     Returns:
         As :func:`medseg.workflows.train.train` does; empty in a process that does not lead.
     """
-    team, folder = run.team, run.fold_folder(fold.name)
-    settings, began = run.settings, time.perf_counter()
+    team, folder, began = run.team, run.fold_folder(fold.name), time.perf_counter()
     learn_ids, inner_ids = inner_split(
-        fold.split.train, share=settings.inner_share, seed=settings.seed, groups=run.dataset.groups
-    )
+        fold.split.train, share=run.settings.inner_share, seed=run.settings.seed,
+        groups=run.dataset.groups,
+    )  # fmt: skip
     study = FoldStudy(run, ground, folder, inner=inner_ids)
+
+    def schedule_now() -> Schedule:
+        study_s = study.closing_seconds(len(fold.split.validation))
+        return schedule_of(run, ground, fold, inner=len(inner_ids), study_s=study_s)
+
+    if (folder / "outcome.json").is_file():
+        outcome = _outcome(folder, team.first(schedule_now))
+        if outcome is not None:
+            return outcome
     if team.leads:
         study.look(learn_ids)
-    study_s = study.closing_seconds(len(fold.split.validation))
-    schedule = team.first(
-        lambda: schedule_of(run, ground, fold, inner=len(inner_ids), study_s=study_s)
-    )
-    if (outcome := _outcome(folder, schedule)) is not None:
-        return outcome
-    cases = run.dataset.select(learn_ids + inner_ids)
-    cached = team.first(
-        lambda: build_cache(
-            run.folder / "cache", cases, ground.plan, progress=run.phase("preprocess")
-        )
-    )
-    learn, inner = cached[: len(learn_ids)], cached[len(learn_ids) :]
-    looks = affordable_looks(
-        ground.case_s, inner=len(inner), looks=len(LOOKS), training_s=schedule.seconds
-    )
-    job = TrainJob(
-        plan=ground.plan, cases=learn, inner=inner[:looks], schedule=schedule,
-        seed=settings.seed, device=run.device, checkpoint=folder / "checkpoint.safetensors",
-        checkpoint_every_s=settings.checkpoint_every_s, exact=settings.deterministic,
-        team=team, parts=ground.parts(team.size), stop=run.stop,
-    )  # fmt: skip
+    learn, inner = _cached(run, ground, learn_ids, inner_ids)
+    # Only now: of a budget, what is left after preparing is for training.
+    schedule = team.first(schedule_now)
+    prepared = time.perf_counter()
+    job = _job(run, ground, schedule, learn=learn, inner=inner, folder=folder)
     first = None if start is None else start.state(run, ground.plan)
     if not team.leads:
         train_network(job, first)
@@ -86,15 +78,63 @@ def train_fold(
     metrics = validate_fold(run, package, fold.split, folder)
     profile = study.finish(package, fold.split.validation)
     save_with_metrics(folder / "model", package, metrics, profile)
-    ended = time.perf_counter()
+    if fold.left == fold.of:  # what comes before all folds counts to the first
+        began = run.began
+    times = (began, prepared, trained, time.perf_counter())
+    return _keep_outcome(run, folder, schedule, steps=state.step, times=times)
+
+
+def _cached(
+    run: Run, ground: Ground, learn: tuple[str, ...], inner: tuple[str, ...]
+) -> tuple[list[CachedCase], list[CachedCase]]:
+    """Preprocessed cases to learn from, and those kept back."""
+    cases, report = run.dataset.select(learn + inner), run.phase("preprocess")
+    cached = run.team.first(
+        lambda: build_cache(run.folder / "cache", cases, ground.plan, progress=report)
+    )
+    return cached[: len(learn)], cached[len(learn) :]
+
+
+def _job(
+    run: Run,
+    ground: Ground,
+    schedule: Schedule,
+    *,
+    learn: list[CachedCase],
+    inner: list[CachedCase],
+    folder: Path,
+) -> TrainJob:
+    looks = affordable_looks(
+        ground.case_s, inner=len(inner), looks=len(LOOKS), training_s=schedule.seconds
+    )
+    return TrainJob(
+        plan=ground.plan, cases=learn, inner=inner[:looks], schedule=schedule,
+        seed=run.settings.seed, device=run.device, checkpoint=folder / "checkpoint.safetensors",
+        checkpoint_every_s=run.settings.checkpoint_every_s, exact=run.settings.deterministic,
+        team=run.team, parts=ground.parts(run.team.size), stop=run.stop,
+    )  # fmt: skip
+
+
+def _keep_outcome(
+    run: Run,
+    folder: Path,
+    schedule: Schedule,
+    *,
+    steps: int,
+    times: tuple[float, float, float, float],
+) -> dict[str, Any]:
+    """Write down what a fold took: from its begin, when it was prepared, trained, and done."""
+    began, prepared, trained, ended = times
     seconds = {
-        "prepare": round(began - run.began, 1), "train": round(trained - began, 1),
-        "validate": round(ended - trained, 1), "total": round(ended - run.began, 1),
+        "prepare": round(prepared - began, 1), "train": round(trained - prepared, 1),
+        "validate": round(ended - trained, 1), "total": round(ended - began, 1),
     }  # fmt: skip
-    done = {"schedule": asdict(schedule), "steps": state.step, "seconds": seconds}
-    done["memory"] = peak_memory(run.device)
-    write_text(folder / "outcome.json", json.dumps(done, indent=2))
-    return _as_result(folder, done)
+    facts = {
+        "schedule": asdict(schedule), "steps": steps, "seconds": seconds,
+        "memory": peak_memory(run.device),
+    }  # fmt: skip
+    write_text(folder / "outcome.json", json.dumps(facts, indent=2))
+    return _as_result(folder, facts)
 
 
 def _outcome(folder: Path, schedule: Schedule) -> dict[str, Any] | None:

@@ -43,9 +43,11 @@ if TYPE_CHECKING:
 # Shares of the run at which masks are sampled: early, while they are still bad.
 STAGES = (0.01, 0.03, 0.08, 0.2, 0.45)
 _MOST_LOOKS, _MOST_SAMPLED, _MOST_PLANTED = 300, 8, 400
-# Of the time of a run with a budget.
-_SHARE_OF_BUDGET = 0.02
-_FEWEST_LOOKS = 5
+# Of the time of a run with a budget: for looks, for masks of all stages, for planting.
+_LOOKING, _SAMPLING, _PLANTING = 0.02, 0.03, 0.015
+_FEWEST_LOOKS, _THREADS = 5, 2
+# A look, where none was timed yet; learning from the masks in the end.
+_LOOK_S, _FITTING_S = 0.1, 3.0
 
 
 class FoldStudy:
@@ -65,7 +67,7 @@ class FoldStudy:
         self._inner = run.dataset.select(tuple(inner))
         self._study = _read(folder)
         self._known: Profile | None = None
-        self._share = 0.0
+        self._share, self._look_s = 0.0, _LOOK_S
 
     def look(self, learn: Sequence[str]) -> None:
         """Look at the cases that are trained on, in parallel; nothing where that is done."""
@@ -73,8 +75,8 @@ class FoldStudy:
             return
         step = max(1, len(learn) // _MOST_LOOKS)
         cases = self._run.dataset.select(tuple(learn[::step][:_MOST_LOOKS]))
-        report, ends = self._run.phase("profile"), self._ends()
-        with ThreadPoolExecutor(2) as pool, GuardedReader() as reader:
+        report, ends, began = self._run.phase("profile"), self._ends(_LOOKING), time.perf_counter()
+        with ThreadPoolExecutor(_THREADS) as pool, GuardedReader() as reader:
             found = pool.map(lambda case: self._reference(case, reader), cases)
             for done, (case, known) in enumerate(zip(cases, found, strict=True), start=1):
                 self._study.looks[known.number] = known.look
@@ -82,7 +84,22 @@ class FoldStudy:
                 if done >= _FEWEST_LOOKS and time.perf_counter() > ends:
                     pool.shutdown(cancel_futures=True)
                     break
+        self._look_s = _THREADS * (time.perf_counter() - began) / max(1, len(self._study.looks))
         self._keep()
+
+    def closing_seconds(self, validation: int) -> float:
+        """Time that :meth:`finish` takes of a run with a budget.
+
+        Args:
+            validation: Cases of the fold.
+        """
+        budget_s = self._run.settings.budget_s
+        if budget_s is None:
+            return 0.0
+        sampled = min(len(self._inner), self._affordable())
+        looks = 2 * (sampled + validation) * self._look_s
+        network = 1.5 * sampled * self._ground.case_s
+        return looks + network + _PLANTING * budget_s + _FITTING_S
 
     def sample_stage(self, network: nn.Module, share: float) -> None:
         """Sample masks where a stage lies between this share of the run and the last one.
@@ -121,7 +138,7 @@ class FoldStudy:
 
     def _plant(self, cases: Sequence[Case]) -> None:
         """Masks with faults, of all cases in turn."""
-        profile, ends = self._profile(), self._ends()
+        profile, ends = self._profile(), self._ends(_PLANTING)
         assert profile is not None
         rng = np.random.default_rng(self._run.settings.seed)
         # A label of a case gives a handful.
@@ -131,12 +148,10 @@ class FoldStudy:
                 break
             self._study.samples += planted_samples(self._reference(case), profile, rng, most=each)
 
-    def _ends(self) -> float:
-        """When looking or planting is to end, by the clock."""
-        budget_s, left_s = self._run.settings.budget_s, self._run.left_s
-        if budget_s is None or left_s is None:
-            return float("inf")
-        return time.perf_counter() + max(1.0, min(_SHARE_OF_BUDGET * budget_s, 0.5 * left_s))
+    def _ends(self, share: float) -> float:
+        """When some work is to end, by the clock, that may take a share of the budget."""
+        budget_s = self._run.settings.budget_s
+        return float("inf") if budget_s is None else time.perf_counter() + share * budget_s
 
     def _profile(self) -> Profile | None:
         """What is usual, as the looks tell."""
@@ -172,8 +187,8 @@ class FoldStudy:
         budget_s = self._run.settings.budget_s
         if budget_s is None:
             return _MOST_SAMPLED
-        a_case_s = max(2 * self._ground.case_s, 1e-3) * (len(STAGES) + 1)
-        return min(_MOST_SAMPLED, int(_SHARE_OF_BUDGET * budget_s / a_case_s))
+        a_case_s = 1.5 * max(self._ground.case_s, 1e-3) + 2 * self._look_s
+        return min(_MOST_SAMPLED, int(_SAMPLING * budget_s / (a_case_s * (len(STAGES) + 1))))
 
     def _sample(
         self, case: Case, mask: NDArray[Any], confidence: dict[str, Any], *, final: bool

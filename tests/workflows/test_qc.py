@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from medseg.package.package import ModelFile, load_package, save_package
 from medseg.quality.features import Scale, look_at_case
 from medseg.quality.profile import learn_profile
 from medseg.workflows.api import load_model
+from medseg.workflows.judge_masks import judge_masks
 from medseg.workflows.make_set import make_set
 from medseg.workflows.model import Model
 from medseg.workflows.predict import predict
@@ -172,6 +175,39 @@ def test_the_command_tells_the_worst_first(
     assert run(command) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trust")]
     assert "case_003: " in lines[0]
+
+
+def test_masks_from_elsewhere(
+    package: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = tmp_path / "masks"
+    shutil.copytree(data / "labelsTr", masks)
+    image = nib.load(data / "labelsTr" / "case_005.nii.gz")
+    faulty = np.asarray(image.dataobj).copy()
+    faulty[faulty == 2] = 0
+    nib.save(nib.Nifti1Image(faulty, image.affine), masks / "case_005.nii.gz")
+    result = judge_masks(package, data / "imagesTr", masks, tmp_path / "trust.csv")
+    worst, facts = next(iter(result["cases"].items()))
+    assert (worst, facts["trust"]) == ("case_005", 0.0)
+    assert "high: absent, though 100 % of training masks show it" in facts["reasons"]
+    rows = list(csv.DictReader((tmp_path / "trust.csv").read_text().splitlines()))
+    assert len(rows) == 16
+    assert (rows[0]["case"], rows[0]["case_trust"]) == ("case_005", "0")
+    command = ["qc", str(package), str(data / "imagesTr"), str(masks)]
+    assert run(command) == 0
+    assert capsys.readouterr().out.startswith("trust 0.00: case_005: high: absent")
+    assert run([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == result
+    assert run([*command, "--out", str(tmp_path / "trust.xml")]) == 2
+    bare = write_package(tmp_path / "bare", None)
+    assert run(["qc", str(bare), str(data / "imagesTr"), str(masks)]) == 2
+    assert "profile" in capsys.readouterr().err
+    other = write_package(tmp_path / "other", None, label_1="liver", label_2="spleen")
+    load = load_package(other)
+    save_package(other, load.model, load.members, profile=load_package(package).profile)
+    own = data / "labelsTr"  # beside a dataset.json, which names its labels
+    assert run(["qc", str(other), str(data / "imagesTr"), str(own)]) == 2
+    assert "some of liver, spleen" in capsys.readouterr().err
 
 
 def test_packages_keep_profiles(
