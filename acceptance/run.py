@@ -132,6 +132,18 @@ def hippocampus() -> str:
     return f"{dice_of(Path(result) / 'metrics.json')}; {times}"
 
 
+def quality() -> str:
+    """How well faulty masks are found and Dice is predicted, on hippocampus."""
+    if not (DATA / "hippocampus").is_dir():
+        raise AbsentError("real data 'hippocampus'")
+    run("benchmarks/quality_control.py", "hippocampus", "--out", str(OUT / "quality"))
+    found = json.loads((OUT / "quality" / "hippocampus" / "result.json").read_text())
+    sizes = ", ".join(f"{found['faults'][size]['all']:.3f}" for size in ("small", "medium", "large"))
+    row = found["masks"]["all stages, with confidence"]
+    error, covered = f"error {row['mae']:.3f}", f"covered {100 * row['covered']:.1f} %"
+    return f"AUROC {sizes}; r {row['r']:.3f}, {error}, {covered}"
+
+
 def dice_of(metrics: Path) -> str:
     """Mean Dice and that of each label, from a metrics.json."""
     found = json.loads(metrics.read_text())
@@ -155,6 +167,12 @@ MEASURES = (
         "Dice >= 0.865",
         "medseg train hippocampus --fold 0 --budget 10min; predict; evaluate",
         hippocampus,
+    ),
+    Measure(
+        "quality",
+        "AUROC >= 0.75, 0.90, 0.97; r >= 0.8, error <= 0.05, covered 85 to 95 %",
+        "python benchmarks/quality_control.py hippocampus",
+        quality,
     ),
 )
 
