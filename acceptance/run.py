@@ -138,7 +138,9 @@ def quality() -> str:
         raise AbsentError("real data 'hippocampus'")
     run("benchmarks/quality_control.py", "hippocampus", "--out", str(OUT / "quality"))
     found = json.loads((OUT / "quality" / "hippocampus" / "result.json").read_text())
-    sizes = ", ".join(f"{found['faults'][size]['all']:.3f}" for size in ("small", "medium", "large"))
+    sizes = ", ".join(
+        f"{found['faults'][size]['all']:.3f}" for size in ("small", "medium", "large")
+    )
     row = found["masks"]["all stages, with confidence"]
     error, covered = f"error {row['mae']:.3f}", f"covered {100 * row['covered']:.1f} %"
     return f"AUROC {sizes}; r {row['r']:.3f}, {error}, {covered}"
