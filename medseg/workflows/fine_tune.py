@@ -10,10 +10,11 @@ from typing import Any
 from medseg.core.errors import SettingsError
 from medseg.core.labels import left_right_pairs
 from medseg.core.plan import Fingerprint, Plan
-from medseg.package.package import ModelPackage, load_package
+from medseg.package.package import ModelPackage
 from medseg.training.checkpoint import TrainState
 from medseg.training.step import new_state
 from medseg.training.transfer import take_weights
+from medseg.workflows.api import package_of
 from medseg.workflows.run import Run
 
 _log = logging.getLogger(__name__)
@@ -32,11 +33,10 @@ class Start:
         """Read it.
 
         Raises:
-            PackageError: It is no model package, or damaged.
+            PackageError: It is no model, or damaged.
             SettingsError: It is a cascade.
         """
-        folder = Path(folder)
-        package = load_package(folder / "model" if (folder / "model").is_dir() else folder)
+        package = package_of(folder)
         if package.previous is not None:
             raise SettingsError(
                 f"--from {folder}",

@@ -7,11 +7,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import medseg
 from medseg.core.errors import SettingsError
 from medseg.package.package import load_package
+from medseg.workflows.api import package_of
+from tests.nnunet_models import write_nnunet_model
 from tests.phantoms import write_msd_dataset
 from tests.workflows.test_train import SMALL, weights
 
@@ -82,6 +85,26 @@ def test_it_begins_with_the_weights_of_another_model(
         expected = value if not name.startswith("heads.") else value[:2]
         found = new[name] if not name.startswith("heads.") else new[name][:2]
         assert float((expected - found).abs().max()) < 1e-6
+
+
+def test_it_begins_with_a_model_of_nnunet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Two channels, as the model has; one label of its two, and a new one.
+    data = write_msd_dataset(tmp_path / "data", cases=5, channels=("T1", "T2"))
+    model = write_nnunet_model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", balanced=True)
+    with caplog.at_level(logging.INFO, logger="medseg"):
+        medseg.train(
+            data, tmp_path / "run", start_from=str(model), labels="high,tiny=1", epochs=1, seed=1,
+            plan={"training": {"steps_per_epoch": 2}}, fold="all-data",
+        )  # fmt: skip
+    assert "the heads of high go on; those of tiny are new" in caplog.text
+    assert "layers of other shapes" not in caplog.text
+    source, made = package_of(model).plan, load_package(tmp_path / "run" / "model").plan
+    assert made.labels.names == ("high", "tiny")
+    for key in ("spacing_mm", "patch_size", "orientation", "axis_order", "crop", "resampling"):
+        assert getattr(made, key) == getattr(source, key)
+    image = next((data / "imagesTr").glob("*.nii.gz"))
+    mask = medseg.load_model(tmp_path / "run").predict(image)
+    assert set(np.unique(mask.labels)) <= {0, 1, 2}
 
 
 def test_what_one_cannot_begin_with_is_said(dataset: Path, tmp_path: Path) -> None:
