@@ -232,8 +232,9 @@ class Plan(_Frozen):
             raise ValueError(f"ignore ({self.ignore}) must be no value of a label")
         pairs = {name for pair in self.inference.left_right_pairs for name in pair}
         weighted = {name for name, _ in self.training.loss.class_weights}
+        own = {BACKGROUND} if self.activation == "softmax" else set()
         for key, names in (
-            ("training.loss.class_weights", weighted - {BACKGROUND}),
+            ("training.loss.class_weights", weighted - own),
             ("postprocess", {name for step in self.postprocess for name in step.names}),
             ("inference.left_right_pairs", pairs),
         ):

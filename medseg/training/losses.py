@@ -31,6 +31,7 @@ Total = Callable[[Tensor], Tensor]
 _SMOOTH = 1e-5
 _TINY = 1e-12
 _MAP_TERMS = ("boundary", "hausdorff", "cldice")
+_VOXEL_TERMS = ("topk", "focal")
 
 
 def alone(sums: Tensor) -> Tensor:
@@ -91,7 +92,8 @@ class SegmentationLoss:
         if self.regions:
             found = sigmoid_evidence(logits, targets, self.membership, self.weights)
         else:
-            found = softmax_evidence(logits, targets, self.weights)
+            each = any(term.name in _VOXEL_TERMS for term in terms)
+            found = softmax_evidence(logits, targets, self.weights, each_voxel=each)
         pairs = [self._pair(term, found, logits, targets) for term in terms]
         mean = _Areas.of(found)
         # In one vector, so that processes talk once.
@@ -114,14 +116,16 @@ class SegmentationLoss:
             if term.name == "boundary":
                 return boundary_sums(maps, self.spacing_mm)
             return hausdorff_sums(maps, self.spacing_mm)
+        if term.name == "cross_entropy":
+            return found.cross_entropy
+        if term.name not in _VOXEL_TERMS:
+            return found.overlap.new_zeros(0)
+        assert found.fit is not None
+        assert found.weight is not None
         if term.name == "topk":
-            return _hardest(found, term.share)
-        if term.name in ("cross_entropy", "focal"):
-            fit = found.fit
-            if term.name == "focal":
-                fit = (1 - fit.exp()).clamp(min=_TINY) ** term.gamma * fit
-            return torch.stack((-(fit * found.weight).sum(), found.weight.sum()))
-        return found.fit.new_zeros(0)
+            return _hardest(found.fit, found.weight, term.share)
+        faded = (1 - found.fit.exp()).clamp(min=_TINY) ** term.gamma * found.fit
+        return torch.stack((-(faded * found.weight).sum(), found.weight.sum()))
 
     def _overlap(self, term: LossTerm, areas: _Areas) -> Tensor:
         """1 - Dice and its kin, the mean over the labels that some sample knows."""
@@ -190,17 +194,17 @@ class _Areas:
         return torch.cat((self.overlap, self.predicted, self.present, self.known))
 
 
-def _hardest(found: Evidence, share: float) -> Tensor:
+def _hardest(fit: Tensor, weight: Tensor, share: float) -> Tensor:
     """(2,) the sum of the largest losses, and how many: a share of those that count.
 
     Source: Z. Wu et al., "Bridging category-level and instance-level semantic image
     segmentation", 2016 (online bootstrapping).
     """
-    losses = torch.where(found.weight > 0, -found.fit * found.weight, -1.0).reshape(-1)
+    losses = torch.where(weight > 0, -fit * weight, -1.0).reshape(-1)
     most = max(1, round(share * losses.numel()))
     largest = losses.topk(most).values
     # By rank, so that no number has to come back from the device.
-    wanted = (share * (found.weight > 0).sum()).round().clamp(min=1)
+    wanted = (share * (weight > 0).sum()).round().clamp(min=1)
     ranks = torch.arange(most, device=losses.device)
     chosen = ((ranks < wanted) & (largest >= 0)).to(losses.dtype)
     return torch.stack(((largest * chosen).sum(), chosen.sum()))

@@ -7,7 +7,8 @@ that beside the logits and their gradient nothing of that size is ever held.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from medseg.training.targets import IGNORED, Targets
 
-# Values worked on at a time: on a CPU as many as its near cache holds.
-_RUN_CPU, _RUN_DEVICE = 1 << 18, 1 << 26
+# Values worked on at a time: on a CPU about as many as its caches hold.
+_RUN_CPU, _RUN_DEVICE = 1 << 20, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Evidence:
         predicted: (N, C) the same, summed over all voxels.
         present: (N, C) true voxels.
         known: (N, C) 1 where the label was annotated in the sample, else 0.
+        cross_entropy: (2,) its weighted sum, and the sum of weights.
         fit: Log-probability of the truth: (N, V), of regions (N, C, V); 0 where it is ignored.
+            None where it was not asked for.
         weight: How much each of them counts, of the same shape; 0 where it is ignored.
     """
 
@@ -39,11 +42,14 @@ class Evidence:
     predicted: Tensor
     present: Tensor
     known: Tensor
-    fit: Tensor
-    weight: Tensor
+    cross_entropy: Tensor
+    fit: Tensor | None = None
+    weight: Tensor | None = None
 
 
-def softmax_evidence(logits: Tensor, targets: Targets, weights: Tensor | None = None) -> Evidence:
+def softmax_evidence(
+    logits: Tensor, targets: Targets, weights: Tensor | None = None, *, each_voxel: bool = False
+) -> Evidence:
     """Evidence of labels that exclude one another.
 
     Labels that were not annotated in a sample are one with its background there.
@@ -52,6 +58,7 @@ def softmax_evidence(logits: Tensor, targets: Targets, weights: Tensor | None = 
         logits: (N, classes, I, J, K), background first.
         targets: Class indices as labels.
         weights: (classes,) of the cross-entropy; None for 1.
+        each_voxel: Give the fit of each voxel, too.
 
     Source: G. Shi et al., "Marginal loss and exclusion loss for partially supervised multi-organ
     segmentation", Medical Image Analysis 70, 2021.
@@ -61,16 +68,14 @@ def softmax_evidence(logits: Tensor, targets: Targets, weights: Tensor | None = 
     if targets.known is not None:
         known[:, 1:] = targets.known.to(flat.device, known.dtype)
         flat, labels = _merged(flat.float(), labels, known > 0)
-    fit, predicted = _SoftmaxSums.apply(flat, labels)
-    valid = (labels != IGNORED).to(fit.dtype)
-    at = labels.clamp(min=0)
-    zeros = torch.zeros_like(predicted)
-    overlap = zeros.scatter_add(1, at, fit.exp() * valid)
-    present = zeros.scatter_add(1, at, valid)
-    weight = valid if weights is None else valid * weights[at]
-    return Evidence(
-        overlap[:, 1:], predicted[:, 1:], present[:, 1:], known[:, 1:], fit, weight
-    )  # fmt: skip
+    # On a GPU an answer would be waited for.
+    ignores = flat.device.type != "cpu" or bool((labels == IGNORED).any())
+    rule = _Rule(weights, ignores=ignores, each_voxel=each_voxel)
+    overlap, predicted, present, pair, fit = _SoftmaxSums.apply(flat, labels, rule)
+    found = Evidence(overlap[:, 1:], predicted[:, 1:], present[:, 1:], known[:, 1:], pair)
+    if not each_voxel:
+        return found
+    return replace(found, fit=fit, weight=rule.weight(labels))
 
 
 def sigmoid_evidence(
@@ -97,7 +102,7 @@ def sigmoid_evidence(
     fit = torch.nn.functional.logsigmoid(flat * (2 * truth - 1)) * valid
     return Evidence(
         (probability * truth).sum(dim=2), probability.sum(dim=2), (truth * valid).sum(dim=2),
-        known, fit, weight,
+        known, torch.stack((-(fit * weight).sum(), weight.sum())), fit, weight,
     )  # fmt: skip
 
 
@@ -122,59 +127,96 @@ def _merged(logits: Tensor, labels: Tensor, known: Tensor) -> tuple[Tensor, Tens
     return torch.cat((background, others), dim=1), torch.where(told, labels, 0)
 
 
-class _SoftmaxSums(torch.autograd.Function):
-    """From logits (N, C, V) and labels (N, V) to the fit (N, V) and the sums (N, C).
+@dataclass(frozen=True)
+class _Rule:
+    """How voxels count, and what is wanted of them."""
 
-    With p the softmax, y the truth, f the fit log p_y and s the sums of p, the gradient by logits
-    is p * (ds - <ds, p> - df) + df at y.
+    weights: Tensor | None
+    ignores: bool
+    each_voxel: bool
+
+    def weight(self, labels: Tensor) -> Tensor:
+        """How much voxels of these labels count, of the same shape."""
+        valid = (labels != IGNORED).float()
+        return valid if self.weights is None else valid * self.weights[labels.clamp(min=0)]
+
+
+class _SoftmaxSums(torch.autograd.Function):
+    """From logits (N, C, V) and labels (N, V) to the sums of :class:`Evidence`.
+
+    With p the softmax, y the truth, s the gradient by the sums of p, and f the one by log p_y, from
+    overlap, cross-entropy and fit together, that by logits is p * (s - <s, p> - f) + f at y.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, rule: _Rule) -> tuple[Tensor, ...]:
         samples, classes, voxels = logits.shape
-        fit = torch.zeros((samples, voxels), device=logits.device)
+        new = partial(torch.zeros, device=logits.device)
+        fit = new((samples, voxels) if rule.each_voxel else 0)
         norms = torch.empty((samples, voxels), device=logits.device)
-        sums = torch.zeros((samples, classes), device=logits.device)
+        overlap, predicted, present = (new((samples, classes)) for _ in range(3))
+        pair = new(2)
         for n, run in _runs(logits):
             part, label = logits[n, :, run].float(), labels[n, run]
-            top = part.amax(dim=0)
-            own = part.gather(0, label.clamp(min=0)[None])[0] - top
-            powers = (part - top).exp_()
-            total = powers.sum(dim=0)
-            valid = label != IGNORED
-            fit[n, run] = (own - total.log()) * valid
-            norms[n, run] = top + total.log()
-            sums[n] += powers @ (valid / total)
+            at = label.clamp(min=0) if rule.ignores else label
+            top = part.amax(dim=1)
+            powers = (part - top[:, None]).exp_()
+            total = powers.sum(dim=1)
+            norm = norms[n, run] = top.add_(total.log())
+            own = part.gather(1, at[:, None])[:, 0].sub_(norm)
+            share, hit, valid = total.reciprocal_(), own.exp(), torch.ones_like(own)
+            if rule.ignores:
+                valid = (label != IGNORED).float()
+                own, share, hit = own * valid, share * valid, hit * valid
+            predicted[n] += (powers @ share[:, :, None])[:, :, 0]
+            overlap[n].scatter_add_(1, at, hit)
+            present[n].scatter_add_(1, at, valid)
+            weight = valid if rule.weights is None else rule.weight(label)
+            pair += torch.stack((-(own * weight).sum(), weight.sum()))
+            if rule.each_voxel:
+                fit[n, run] = own
         ctx.save_for_backward(logits, labels, norms)
-        return fit, sums
+        ctx.rule = rule
+        ctx.mark_non_differentiable(present)
+        return overlap, predicted, present, pair, fit
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         logits, labels, norms = ctx.saved_tensors
-        by_fit, by_sums = gradients
+        rule: _Rule = ctx.rule
+        by_overlap, by_predicted, _, by_pair, by_fit = gradients
         result = torch.empty_like(logits)
         for n, run in _runs(logits):
-            part, label = logits[n, :, run].float(), labels[n, run]
-            valid = label != IGNORED
-            p = (part - norms[n, run]).exp_()
-            own = by_fit[n, run] * valid
-            # What is ignored gets exactly 0, whatever stands there.
-            p *= valid
-            shift = by_sums[n] @ p + own
-            p *= by_sums[n][:, None] - shift
-            p.scatter_add_(0, label.clamp(min=0)[None], own[None])
-            result[n, :, run] = p
-        return result, None
+            label, place = labels[n, run], result[n, :, run]
+            at = label.clamp(min=0) if rule.ignores else label
+            exact = place.dtype == torch.float32
+            norm = norms[n, None, run]
+            p = torch.sub(logits[n, :, run], norm, out=place if exact else None).exp_()
+            own = p.gather(1, at[:, None])[:, 0].mul_(by_overlap[n].gather(1, at))
+            plain = rule.weights is None and not rule.ignores
+            own -= by_pair[0] if plain else by_pair[0] * rule.weight(label)
+            if rule.each_voxel:
+                own += by_fit[n, run]
+            if rule.ignores:
+                # What is ignored gets exactly 0, whatever stands there.
+                valid = label != IGNORED
+                own, p = own * valid, p.mul_(valid[:, None])
+            p *= by_predicted[n, :, None] - (by_predicted[n, None] @ p + own[:, None])
+            p.scatter_add_(1, at[:, None], own[:, None])
+            if not exact:
+                place.copy_(p)
+        return result, None, None
 
 
-def _runs(logits: Tensor) -> list[tuple[int, slice]]:
-    """Sample by sample, runs of voxels short enough for their classes to be held at once."""
+def _runs(logits: Tensor) -> list[tuple[slice, slice]]:
+    """Some samples, or some voxels of one: as many as may be held with all their classes."""
     samples, classes, voxels = logits.shape
     most = _RUN_CPU if logits.device.type == "cpu" else _RUN_DEVICE
-    step = max(1, most // classes)
+    step = min(voxels, max(1, most // classes))
+    group = max(1, most // (classes * voxels))
     return [
-        (n, slice(start, min(start + step, voxels)))
-        for n in range(samples)
+        (slice(n, n + group), slice(start, min(start + step, voxels)))
+        for n in range(0, samples, group)
         for start in range(0, voxels, step)
     ]

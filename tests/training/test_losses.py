@@ -310,6 +310,29 @@ def test_a_wrong_loss_is_one_clear_error(key: str, value: str, told: str) -> Non
         edited(small_plan(), {key: value})
 
 
+def test_regions_have_no_background_to_weigh() -> None:
+    with pytest.raises(SettingsError, match="class_weights names unknown labels: background"):
+        region_plan("dice", **{"training.loss.class_weights": "background=2"})
+
+
+@pytest.mark.parametrize("loss", [ALL.replace(" + topk", ""), "cldice", "hausdorff"])
+def test_sums_of_processes_make_the_loss_of_the_whole_batch(loss: str) -> None:
+    logits, labels = drawn(3)
+    labels[0, :2], labels[1, :, 4:] = IGNORED, IGNORED
+    known, plan = torch.tensor([[True, False], [True, True]]), plan_of(loss)
+    sums: list[Tensor] = []
+
+    def half(n: int, total: Any) -> Tensor:
+        one = SegmentationLoss(plan, CPU, total=total)
+        return one([logits[n : n + 1]], Targets(labels[n : n + 1], known[n : n + 1]))
+
+    for n in range(2):
+        half(n, lambda own: sums.append(own) or own)
+    whole, _ = ours(plan, logits, labels, known=known)
+    for n in range(2):
+        torch.testing.assert_close(half(n, lambda own, n=n: own + sums[1 - n]), whole)
+
+
 def test_losses_as_text_and_as_json_are_the_same() -> None:
     plan = edited(small_plan(), {"training.loss": "Dice + 0.5 * focal + 0->1*boundary"})
     rows = [{"name": "dice"}, {"name": "focal", "weight": 0.5}]
