@@ -51,6 +51,7 @@ bench: $(STAMP)
 	$(PY) benchmarks/previews.py
 	$(PY) benchmarks/forward.py
 	$(PY) benchmarks/sliding_window.py
+	$(PY) benchmarks/losses.py
 	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/restore.py --peer '$(PEER)'; fi
 	@if [ -n '$(PEER)' ]; then sh benchmarks/nnunet_predict.sh $(PY) '$(PEER)' build/nnunet \
 		'$(NNUNET_MODEL)' '$(NNUNET_IMAGES)'; fi
