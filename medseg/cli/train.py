@@ -39,7 +39,7 @@ def train_command(
         typer.Option("--from", help="Begin with the weights of this model; labels may differ."),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option("--labels", help="Select, merge, rename: liver+tumour, hepar=liver, a=1+2.")
+        str | None, typer.Option("--labels", help="Select, merge, rename: a, b+c, new=1+2.")
     ] = None,
     network: Annotated[
         str | None,
