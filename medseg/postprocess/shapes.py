@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medseg.postprocess.distances import distance_transform
 from medseg.postprocess.places import box_of
 
+# Distances are float32: what is exactly as far as the radius may come out some last bits above.
+_SLACK = 1 + 1e-6
 Inside = NDArray[np.bool_]
 
 
@@ -63,8 +66,8 @@ def open_label(
     """
 
     def opened(inside: Inside) -> Inside:
-        core = _away_mm(inside, spacing_mm) > radius_mm
-        return inside & (_away_mm(~core, spacing_mm) <= radius_mm)
+        core = ~_within(inside, radius_mm, spacing_mm)
+        return inside & _within(~core, radius_mm, spacing_mm)
 
     return _reshaped(mask, values, opened, radius_mm=radius_mm, spacing_mm=spacing_mm)
 
@@ -84,8 +87,8 @@ def close_label(
     """
 
     def closed(inside: Inside) -> Inside:
-        grown = _away_mm(~inside, spacing_mm) <= radius_mm
-        return inside | (_away_mm(grown, spacing_mm) > radius_mm)
+        grown = _within(~inside, radius_mm, spacing_mm)
+        return inside | ~_within(grown, radius_mm, spacing_mm)
 
     return _reshaped(mask, values, closed, radius_mm=radius_mm, spacing_mm=spacing_mm)
 
@@ -112,11 +115,12 @@ def _reshaped(
     return result
 
 
-def _away_mm(inside: Inside, spacing_mm: Sequence[float]) -> NDArray[Any]:
-    """Distance of each voxel to the nearest that is not inside; infinite where none is."""
+def _within(inside: Inside, radius_mm: float, spacing_mm: Sequence[float]) -> Inside:
+    """Whether each voxel is at most so far from the nearest that is not inside."""
     if inside.all():
-        return np.full(inside.shape, np.inf)
-    return np.asarray(ndimage.distance_transform_edt(inside, sampling=spacing_mm))
+        return np.zeros(inside.shape, dtype=np.bool_)
+    away_mm = distance_transform(~inside, spacing_mm)
+    return np.asarray(away_mm <= radius_mm * _SLACK)
 
 
 def _ends(axis: int, end: int) -> list[slice | int]:

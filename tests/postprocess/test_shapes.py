@@ -34,12 +34,25 @@ def _blob(seed: int = 4) -> np.ndarray:
 
 def test_opening_and_closing_equal_scipy() -> None:
     mask = _blob()
-    for radius_mm in (1.2, 2.4):
+    # 2.1 mm are exactly three voxels.
+    for radius_mm in (1.2, 2.1, 2.4):
         opened = open_label(mask, [1], radius_mm=radius_mm, spacing_mm=SPACING_MM)
         expected = ndimage.binary_opening(mask, _ball(radius_mm))
         np.testing.assert_array_equal(opened, expected)
         closed = close_label(mask, [1], radius_mm=radius_mm, spacing_mm=SPACING_MM)
         np.testing.assert_array_equal(closed, ndimage.binary_closing(mask, _ball(radius_mm)))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_flat_masks(axis: int) -> None:
+    mask = np.moveaxis(_blob(5)[:, :, 10:11], 2, axis)
+    spacing_mm = np.insert(SPACING_MM[:2], axis, 9.0).tolist()
+    ball = np.moveaxis(_ball(2.0)[:, :, 0:1], 2, axis)
+    opened = open_label(mask, [1], radius_mm=2.0, spacing_mm=spacing_mm)
+    np.testing.assert_array_equal(opened, ndimage.binary_opening(mask, ball))
+    closed = close_label(np.asfortranarray(mask), [1], radius_mm=2.0, spacing_mm=spacing_mm)
+    np.testing.assert_array_equal(closed, ndimage.binary_closing(mask, ball))
+    assert not np.array_equal(opened, mask)
 
 
 def test_holes_equal_scipy_and_other_labels_stay() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -207,11 +208,10 @@ def test_a_peers_predictions_of_hippocampus(shared_data: Callable[[str], Path]) 
     assert_never_worse(pairs, labels)
 
 
-def test_degraded_hippocampus(shared_data: Callable[[str], Path]) -> None:
+def degraded(home: Path, cases: int | None = None) -> list[HeldOutPair]:
     """Bumpy borders, labels mixed up at their border, specks, and holes in some of the cases."""
-    home, labels = hippocampus(shared_data)
     pairs = []
-    for number, file in enumerate(sorted((home / "labelsTr").glob("*.nii.gz"))[:24]):
+    for number, file in enumerate(sorted((home / "labelsTr").glob("*.nii.gz"))[:cases]):
         rng, mask = np.random.default_rng(number), nib.load(file)
         reference = np.asarray(mask.dataobj).astype(np.uint8)
         noise = ndimage.gaussian_filter(rng.standard_normal((3, *reference.shape)), (0, 1, 1, 1))
@@ -222,8 +222,47 @@ def test_degraded_hippocampus(shared_data: Callable[[str], Path]) -> None:
         ]
         prediction = np.argmax(shares, axis=0).astype(np.uint8)
         pairs.append(HeldOutPair(prediction, reference, Geometry(mask.shape, mask.affine)))
+    return pairs
+
+
+def test_degraded_hippocampus(shared_data: Callable[[str], Path]) -> None:
+    home, labels = hippocampus(shared_data)
+    pairs = degraded(home, 24)
     assert_never_worse(pairs, labels)
     assert learn_steps(lambda: pairs, labels)
+
+
+@pytest.mark.acceptance
+def test_all_of_hippocampus_fold_by_fold(shared_data: Callable[[str], Path]) -> None:
+    """Learned on four folds, applied to the fifth, for the five folds of the data set."""
+    home, labels = hippocampus(shared_data)
+    names = [file.name.removesuffix(".nii.gz") for file in sorted((home / "labelsTr").glob("*.gz"))]
+    pairs = dict(zip(names, degraded(home), strict=True))
+    for split in json.loads((home / "splits.json").read_text(encoding="utf-8")):
+        learn, judge = ([pairs[case] for case in split[key]] for key in ("train", "val"))
+        steps = learn_steps(lambda learn=learn: learn, labels)
+        gains = np.array([
+            np.subtract(
+                case_dice(cleaned(pair, steps, labels), pair.reference, labels),
+                case_dice(pair.prediction, pair.reference, labels),
+            )
+            for pair in judge
+        ])  # fmt: skip
+        assert steps
+        assert (gains.mean(axis=0) >= -1e-3).all()
+
+
+@pytest.mark.acceptance
+def test_strays_of_two_hundred_phantoms() -> None:
+    steps = learn_steps(lambda: (phantom(number)[0] for number in range(100)), ORGAN_AND_LESIONS)
+    planted = left = 0
+    for number in range(100, 300):
+        pair, strays = phantom(number)
+        after = cleaned(pair, steps, ORGAN_AND_LESIONS)
+        planted += len(strays)
+        left += sum(bool(after[tuple(stray.T)].any()) for stray in strays)
+    assert planted == 2400
+    assert left <= 0.01 * planted
 
 
 def test_from_a_predictor() -> None:
