@@ -85,3 +85,26 @@ def test_places_are_evenly_spread_voxels_of_each_class() -> None:
     assert {int(v): int((rows[:, 0] == v).sum()) for v in np.unique(rows[:, 0])} == {1: 2, 3: 9000}
     assert all(label[i, j, k] == v for v, i, j, k in rows)
     assert rows[rows[:, 0] == 3, 1].max() == pytest.approx(34)
+
+
+def test_a_mirrored_patch_has_left_and_right_exchanged() -> None:
+    changes: dict[str, object] = {
+        **CALM, "training.augmentation.mirror_axes": (0, 1),
+        "inference.left_right_pairs": (("low", "high"),),
+    }  # fmt: skip
+    source, seen = batches(**changes), set()
+    for step in range(12):
+        images, targets = source.batch(step)
+        for draw, image, label in zip(source.draw(step), images, targets.labels, strict=True):
+            case = CASES[draw.case]
+            start = (draw.centre - (np.array((16, 12, 8)) - 1) / 2).round().astype(int)
+            wide = [(20, 20)] * 3
+            cut = tuple(slice(a + 20, a + 20 + n) for a, n in zip(start, (16, 12, 8), strict=True))
+            expected = np.flip(np.pad(case.image[0], wide)[cut], draw.variation.mirrored)
+            np.testing.assert_allclose(image[0].numpy(), expected, atol=1e-5)
+            truth = np.flip(np.pad(case.label, wide)[cut], draw.variation.mirrored)
+            if 0 in draw.variation.mirrored:
+                truth = np.array([0, 2, 1])[truth]
+            np.testing.assert_array_equal(label.numpy(), truth)
+            seen.add(draw.variation.mirrored)
+    assert seen == {(), (0,), (1,), (0, 1)}
