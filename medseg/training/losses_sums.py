@@ -169,8 +169,8 @@ class _SoftmaxSums(torch.autograd.Function):
                 valid = (label != IGNORED).float()
                 own, share, hit = own * valid, share * valid, hit * valid
             predicted[n] += (powers @ share[:, :, None])[:, :, 0]
-            overlap[n].scatter_add_(1, at, hit)
-            present[n].scatter_add_(1, at, valid)
+            _add_by_label(overlap[n], at, hit)
+            _add_by_label(present[n], at, valid)
             weight = valid if rule.weights is None else rule.weight(label)
             pair += torch.stack((-(own * weight).sum(), weight.sum()))
             if rule.each_voxel:
@@ -207,6 +207,22 @@ class _SoftmaxSums(torch.autograd.Function):
             if not exact:
                 place.copy_(p)
         return result, None, None
+
+
+def _add_by_label(sums: Tensor, labels: Tensor, values: Tensor) -> None:
+    """Add values (N, V) to sums (N, C), each to its label's.
+
+    On a GPU voxels would wait for one another to add to so few places, in whatever order.
+    """
+    if _adds_in_turn(sums.device):
+        sums.scatter_add_(1, labels, values)
+        return
+    places = torch.arange(sums.shape[1], device=sums.device)[:, None]
+    sums += torch.where(labels[:, None] == places, values[:, None], 0.0).sum(dim=2)
+
+
+def _adds_in_turn(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def _runs(logits: Tensor) -> list[tuple[slice, slice]]:

@@ -83,6 +83,28 @@ def test_dice_and_cross_entropy_equal_monais(
     close(ours(plan, logits, truth), theirs(monais, logits, truth[:, None]))
 
 
+@pytest.mark.parametrize("loss", ["dice + ce", "dice + focal + topk"])
+def test_other_devices_sum_up_to_the_same(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = drawn(4)
+    labels[:, 2] = IGNORED
+    expected = ours(plan_of(loss, labels=3), logits, labels)
+    monkeypatch.setattr(losses_sums, "_adds_in_turn", lambda device: False)
+    close(ours(plan_of(loss, labels=3), logits, labels), expected)
+
+
+def test_half_precision_in_gives_half_precision_back() -> None:
+    logits, labels = drawn(4)
+    labels[:, 2] = IGNORED
+    rounded = logits.detach().to(torch.bfloat16)
+    plan = plan_of("dice + ce", labels=3)
+    value, gradient = ours(plan, rounded.clone().requires_grad_(), labels)
+    exact, fine = ours(plan, rounded.float().requires_grad_(), labels)
+    # Summed in float32: only the gradient is rounded, to 8 bits.
+    assert (value.dtype, gradient.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(value, exact)
+    torch.testing.assert_close(gradient.float(), fine, rtol=2**-7, atol=1e-9)
+
+
 MONAIS: dict[str, Any] = {
     "tversky": monai.losses.TverskyLoss(
         include_background=False, softmax=True, to_onehot_y=True, alpha=0.3, beta=0.7, **OVERLAP
