@@ -48,6 +48,7 @@ class LabelProfile(_Frozen):
         figures: See ``medseg.quality.features``.
         offsets_mm: From the centre of other labels to that of this one, along R, A and S.
         usual_dice: Median Dice of the model's masks of cases kept back from training.
+        promised: Log odds of the Dice that the network's probabilities promise of these.
     """
 
     seen_share: _Share
@@ -55,6 +56,7 @@ class LabelProfile(_Frozen):
     figures: dict[str, Usual] = {}
     offsets_mm: dict[str, tuple[Usual, Usual, Usual]] = {}
     usual_dice: _Share | None = None
+    promised: Usual | None = None
 
 
 class DiceModel(_Frozen):

@@ -252,13 +252,10 @@ def _border_steps(crop: Array, region: NDArray[np.bool_]) -> NDArray[np.float64]
     """Inside minus outside, over each voxel face of the border."""
     found = []
     for axis in range(3):
-        ahead = region.take(range(1, region.shape[axis]), axis=axis)
-        behind = region.take(range(region.shape[axis] - 1), axis=axis)
-        where = ahead != behind
-        sign = np.where(ahead[where], 1.0, -1.0)
-        after = crop.take(range(1, crop.shape[axis]), axis=axis)[where].astype(np.float64)
-        before = crop.take(range(crop.shape[axis] - 1), axis=axis)[where]
-        found.append(sign * (after - before))
+        turned, values = np.moveaxis(region, axis, 0), np.moveaxis(crop, axis, 0)
+        where = turned[1:] != turned[:-1]
+        sign = np.where(turned[1:][where], 1.0, -1.0)
+        found.append(sign * (values[1:][where].astype(np.float64) - values[:-1][where]))
     steps = np.concatenate(found)
     return np.asarray(steps[:: max(1, steps.size // _SAMPLES)])
 
@@ -275,9 +272,9 @@ def _grid_figures(geometry: Geometry) -> Figures:
 
 def _levels(voxels: Array) -> list[NDArray[np.float64]]:
     """Percentiles of each channel; an odd step falls on other places of each row."""
-    flat = voxels.reshape(len(voxels), -1)
-    step = max(1, flat.shape[1] // _SAMPLES) | 1
-    return [percentiles(one[::step], LEVELS) for one in flat]
+    step = max(1, voxels[0].size // _SAMPLES) | 1
+    # In the order of the memory: else the whole scan would be copied first.
+    return [percentiles(one.ravel(order="K")[::step], LEVELS) for one in voxels]
 
 
 def _intensity_figures(levels: Sequence[NDArray[np.float64]], scale: Scale) -> Figures:

@@ -18,10 +18,12 @@ from medseg.quality.calibration import Made, Sample, fit_dice_model
 from medseg.quality.deviations import SURENESS, deviations_of, inputs_of, scan_deviations
 from medseg.quality.features import CaseLook, LabelLook, Scale, View
 from medseg.quality.planted import KINDS, faulty_masks
-from medseg.quality.profile import learn_profile
+from medseg.quality.profile import learn_profile, usual
 
 # Sound masks stand beside faulty ones in this share.
 _SOUND_SHARE = 1 / 6
+# Log odds: from a Dice of 0.90 to one of 0.88.
+_PROMISE_FLOOR = 0.2
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,13 @@ def with_expectations(profile: Profile, samples: Sequence[Sample]) -> Profile:
     ]
     labels = {}
     for name, known in profile.labels.items():
-        final = [one.dice for one in samples if one.label == name and one.made == "model"]
-        usual = float(np.median(final)) if final else None
-        labels[name] = known.model_copy(update={"usual_dice": usual})
+        final = [one for one in samples if one.label == name and one.made == "model"]
+        promises = [one.inputs[SURENESS[0]] for one in final if SURENESS[0] in one.inputs]
+        of_model = {
+            "usual_dice": float(np.median([one.dice for one in final])) if final else None,
+            "promised": usual(promises, _PROMISE_FLOOR),
+        }
+        labels[name] = known.model_copy(update=of_model)
     models = {"with_confidence": fit_dice_model(own), "alone": fit_dice_model(bare)}
     return profile.model_copy(update={"labels": labels, **models})
 

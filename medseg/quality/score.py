@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medseg.core.profile import Profile
+from medseg.core.profile import Profile, Usual
 from medseg.inference.confidence import Sureness
 from medseg.quality.calibration import predict_dice
 from medseg.quality.deviations import (
@@ -16,13 +16,15 @@ from medseg.quality.deviations import (
     LabelDeviations,
     deviations_of,
     inputs_of,
+    logit,
     scan_deviations,
 )
 from medseg.quality.features import CaseLook, Figures
 
 # From here on a deviation is told.
 _TOLD = 3.5
-_UNSURE = 0.75
+# Of what a network promises where it is not known what it usually does.
+_UNSURE = 0.5
 _EXPECTED = 0.9
 _AIR_HU, _NO_AIR_HU = -500.0, -300.0
 _SHAPE = ("sphericity", "elongation", "flatness", "fullness")
@@ -114,7 +116,7 @@ def _judge_label(
     dice = [predict_dice(model, name, inputs) for model in models if model is not None]
     usual = profile.labels[name].usual_dice or 1.0
     trust = min((min(1.0, one[0] / usual) for one in dice), default=_without_model(inputs, sure))
-    reasons = tuple(_reasons(look, name, found, sure))
+    reasons = tuple(_reasons(look, name, found, sure, profile.labels[name].promised))
     return LabelTrust(trust, dice[0] if dice else None, reasons)
 
 
@@ -125,7 +127,13 @@ def _without_model(inputs: Figures, sure: Sureness | None) -> float:
     return calm * (sure.dice if sure else 1.0)
 
 
-def _reasons(look: CaseLook, name: str, found: LabelDeviations, sure: Sureness | None) -> list[str]:
+def _reasons(
+    look: CaseLook,
+    name: str,
+    found: LabelDeviations,
+    sure: Sureness | None,
+    promised: Usual | None,
+) -> list[str]:
     mine, figures = look.labels[name], found.figures
     told = []
     if figures.get("parts", 0.0) > _TOLD:
@@ -143,9 +151,15 @@ def _reasons(look: CaseLook, name: str, found: LabelDeviations, sure: Sureness |
         worst = max(odd_light, key=lambda key: abs(odd_light[key]))
         if abs(odd_light[worst]) > _TOLD:
             told.append(f"intensities ({worst.removesuffix(' 0')}) {_sd(odd_light[worst])}")
-    if sure is not None and sure.dice < _UNSURE:
+    if sure is not None and _is_unsure(sure, promised):
         told.append(f"the network itself is unsure (it promises a Dice of {sure.dice:.2f})")
     return told
+
+
+def _is_unsure(sure: Sureness, promised: Usual | None) -> bool:
+    if promised is None:
+        return sure.dice < _UNSURE
+    return promised.deviation(logit(sure.dice)) < -_TOLD
 
 
 def _place_reasons(found: LabelDeviations) -> list[str]:

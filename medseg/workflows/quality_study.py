@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.core.errors import ResourceError
 from medseg.core.plan import Plan
 from medseg.core.profile import Profile
 from medseg.datasets.dataset import Case
@@ -40,12 +42,16 @@ from medseg.workflows.run import Ground, Run
 if TYPE_CHECKING:
     from torch import nn
 
+_log = logging.getLogger(__name__)
+
 # Shares of the run at which masks are sampled: early, while they are still bad.
 STAGES = (0.01, 0.03, 0.08, 0.2, 0.45)
 _MOST_LOOKS, _MOST_SAMPLED, _MOST_PLANTED = 300, 8, 400
 # Of the time of a run with a budget: for looks, for masks of all stages, for planting.
-_LOOKING, _SAMPLING, _PLANTING = 0.02, 0.03, 0.015
+_LOOKING, _SAMPLING, _PLANTING = 0.02, 0.04, 0.015
 _FEWEST_LOOKS, _THREADS = 5, 2
+# Without a budget: other processes that train wait for no longer than this.
+_MOST_S = 300.0
 # A look, where none was timed yet; learning from the masks in the end.
 _LOOK_S, _FITTING_S = 0.1, 3.0
 
@@ -151,7 +157,7 @@ class FoldStudy:
     def _ends(self, share: float) -> float:
         """When some work is to end, by the clock, that may take a share of the budget."""
         budget_s = self._run.settings.budget_s
-        return float("inf") if budget_s is None else time.perf_counter() + share * budget_s
+        return time.perf_counter() + (_MOST_S if budget_s is None else share * budget_s)
 
     def _profile(self) -> Profile | None:
         """What is usual, as the looks tell."""
@@ -176,8 +182,13 @@ class FoldStudy:
         predictor.confidence, plan = True, predictor.plan
         for case in self._inner[: self._affordable()]:
             scan = segment.read(read_case_image(case), plan)
-            prepared = segment.prepare(scan, plan)
-            classes = segment.infer(prepared, predictor)
+            try:
+                prepared = segment.prepare(scan, plan)
+                classes = segment.infer(prepared, predictor)
+            except ResourceError as error:
+                # The run is worth more than its study.
+                _log.warning("case %s is not looked at by the way: %s", case.id, error)
+                continue
             mask = segment.finish(classes, scan, plan).labels
             self._sample(case, mask, prepared.facts["confidence"], final=final)
         self._keep()

@@ -14,7 +14,13 @@ from medseg.inference.confidence import Sureness
 from medseg.quality.features import Scale, View
 from medseg.quality.planted import KINDS, faulty_masks
 from medseg.quality.profile import learn_profile
-from medseg.quality.samples import KnownCase, Study, planted_samples, samples_of
+from medseg.quality.samples import (
+    KnownCase,
+    Study,
+    planted_samples,
+    samples_of,
+    with_expectations,
+)
 from medseg.quality.score import judge
 from tests.phantoms import blobs, oblique_affine
 
@@ -106,6 +112,26 @@ def test_samples_of_a_networks_mask() -> None:
     assert low.dice == pytest.approx(dice(mask == 1, case.mask == 1))
     assert (high.dice, high.made, high.case) == (1.0, "model", 1)
     assert high.inputs["promised Dice"] == pytest.approx(np.log(4))
+
+
+def test_a_network_is_unsure_where_it_promises_less_than_it_usually_does(study: Study) -> None:
+    known_profile = learn_profile(list(study.looks.values()), LABELS, SCALE)
+    usually = {"low": Sureness(0.6, 0.7, 0.6), "high": Sureness(0.97, 0.98, 0.97)}
+    samples = [
+        sample
+        for seed in range(30, 36)
+        for sample in samples_of(
+            known(seed), known(seed).mask, known_profile, usually, made="model"
+        )
+    ]
+    profile = with_expectations(known_profile, samples)
+    assert profile.labels["low"].usual_dice == 1.0
+    look = known(40).look
+    assert judge(look, profile, usually).reasons == []
+    less = {"low": Sureness(0.55, 0.7, 0.6), "high": Sureness(0.9, 0.9, 0.9)}
+    assert judge(look, profile, less).reasons == [
+        "high: the network itself is unsure (it promises a Dice of 0.90)"
+    ]
 
 
 def test_ignored_voxels_and_labels_nobody_looked_for_count_nowhere() -> None:
