@@ -90,7 +90,10 @@ def test_it_begins_with_the_weights_of_another_model(
 def test_it_begins_with_a_model_of_nnunet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     # Two channels, as the model has; one label of its two, and a new one.
     data = write_msd_dataset(tmp_path / "data", cases=5, channels=("T1", "T2"))
-    model = write_nnunet_model(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", balanced=True)
+    model = write_nnunet_model(
+        tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", balanced=True,
+        setup_changes={"patch_size": [16, 24, 16]},
+    )  # fmt: skip
     with caplog.at_level(logging.INFO, logger="medseg"):
         medseg.train(
             data, tmp_path / "run", start_from=str(model), labels="high,tiny=1", epochs=1, seed=1,
