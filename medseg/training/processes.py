@@ -88,6 +88,28 @@ class Team:
         dist.all_reduce(word, dist.ReduceOp.MAX)
         return float(word[0]), bool(word[1])
 
+    @contextmanager
+    def told_of_losses(self) -> Iterator[None]:
+        """Say in plain words that another process has ended.
+
+        Raises:
+            ResourceError: One has; this one cannot go on without it.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            # gloo has no error class of its own.
+            lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+            if self.size == 1 or not lost:
+                raise
+            raise ResourceError(
+                f"process {self.rank} of {self.size}",
+                expected="all processes to go on",
+                got="one that has ended",
+                cure="Look for its message; go on with --resume, or let torchrun do so with "
+                "--max-restarts=3.",
+            ) from error
+
     def first(self, action: Callable[[], Result]) -> Result:
         """Do it once the leader has: what it wrote is there, and need only be read."""
         if self.leads:

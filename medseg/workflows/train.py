@@ -97,7 +97,8 @@ def train(
             team=team,
             resumed=resume or again,
         )
-        return _train(run)
+        with team.told_of_losses():
+            return _train(run)
 
 
 def _train(run: Run) -> dict[str, Any]:

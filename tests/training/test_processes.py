@@ -53,10 +53,28 @@ def member(rank: int, port: int, folder: Path, steps: int, stop_at: int) -> None
     (folder / f"seen_{rank}.json").write_text(json.dumps(seen))
 
 
-def two_processes(folder: Path, *, steps: int, stop_at: int = -1) -> list[list[dict[str, Any]]]:
+def left_alone(rank: int, port: int, folder: Path) -> None:
+    """One of two processes; the second dies after a step, and the first writes what it is told."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with team_of(Launch(rank, 2, rank, 2), CPU) as team:
+        mine = learn(folder, steps=50, size=2, team=team)
+        mine = replace(mine, stop=lambda: rank == 1 and os._exit(9))
+        try:
+            with team.told_of_losses():
+                train_network(mine)
+        except ResourceError as error:
+            (folder / "told.txt").write_text(str(error))
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+def two_processes(folder: Path, *, steps: int, stop_at: int = -1) -> list[list[dict[str, Any]]]:
+    port = free_port()
     both = [
         FORKING.Process(target=member, args=(rank, port, folder, steps, stop_at))
         for rank in range(2)
@@ -97,6 +115,19 @@ def test_a_stop_of_one_ends_both_and_one_goes_on(tmp_path: Path) -> None:
     for facts, others in zip(whole[7:], alone, strict=True):
         assert facts["loss"] == pytest.approx(others["loss"], abs=1e-4)
     assert state.processes == 1
+
+
+def test_who_is_left_alone_says_so(tmp_path: Path) -> None:
+    port = free_port()
+    both = [FORKING.Process(target=left_alone, args=(rank, port, tmp_path)) for rank in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(60)
+    assert [one.exitcode for one in both] == [0, 9]
+    told = (tmp_path / "told.txt").read_text()
+    assert told.startswith("process 0 of 2: expected all processes to go on, got one that has")
+    assert "--resume" in told
 
 
 def test_alone_nothing_is_exchanged() -> None:
