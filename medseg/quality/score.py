@@ -26,6 +26,8 @@ _TOLD = 3.5
 # Of what a network promises where it is not known what it usually does.
 _UNSURE = 0.5
 _EXPECTED = 0.9
+# An empty mask of what few scans show may be right, or have missed it.
+_NOTHING_TO_JUDGE = 0.5
 _AIR_HU, _NO_AIR_HU = -500.0, -300.0
 _SHAPE = ("sphericity", "elongation", "flatness", "fullness")
 _BRIGHTNESS = ("mean", "dark end", "bright end", "spread")
@@ -103,8 +105,9 @@ def judge(
             reason = f"absent, though {100 * known.seen_share:.0f} % of training masks show it"
             dice = (0.0, 0.0, 0.0) if profile.alone else None
             labels[name] = LabelTrust(0.0, dice, (reason,))
-    trust = min((one.trust for one in labels.values()), default=0.0)
-    return CaseTrust(trust, tuple(_scan_reasons(look, profile, scan)), labels)
+    trust = min((one.trust for one in labels.values()), default=_NOTHING_TO_JUDGE)
+    reasons = _scan_reasons(look, profile, scan) + ["no label to be judged"] * (not labels)
+    return CaseTrust(trust, tuple(reasons), labels)
 
 
 def _judge_label(

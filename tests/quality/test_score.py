@@ -136,6 +136,17 @@ def test_usual_against_numpy() -> None:
     assert usual([1.0, np.nan] * 5, 0.25) == Usual(middle=1.0, spread=0.25)
 
 
+def test_an_empty_mask_of_what_few_cases_show_is_neither_trusted_nor_not() -> None:
+    def rare(seed: int) -> CaseLook:
+        image, mask = blobs(SHAPE, seed=seed)
+        return look_of(image, mask if seed % 2 else np.zeros_like(mask))
+
+    known = learn_profile([rare(n) for n in range(14)], LABELS, SCALE)
+    assert known.labels["low"].seen_share == 0.5
+    empty = judge(rare(20), known)
+    assert (empty.trust, empty.reasons) == (0.5, ["scan: no label to be judged"])
+
+
 def test_labels_that_training_cuts_off_are_judged_by_what_is_seen() -> None:
     def cut(seed: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = blobs(SHAPE, seed=seed)
