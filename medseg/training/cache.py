@@ -212,7 +212,10 @@ def _preprocess(case: Case, plan: Plan, home: Path, *, key: str) -> StoredCase:
     places = _places(label, ignored=plan.scheme.ignored)
     try:
         with whole_folder(home) as folder:
-            write_case(folder, image.numpy(), label, places=places, made_from={"plan": key[:12]})
+            write_case(
+                folder, image.numpy(), label, places=places, made_from={"plan": key[:12]},
+                thin=plan.patch_size[2] == 1,
+            )  # fmt: skip
     except OutputError:
         # Another process may have been quicker; what it wrote is the same.
         if read_case(home) is None:

@@ -28,7 +28,9 @@ from medseg.core.errors import FileError
 
 # Of float32's 23 bits: noise fills the others, and noise cannot be compressed.
 _MANTISSA_BITS = 12
-_BLOCK_SIDE, _CHUNK_SIDE = 32, 128
+# What is unpacked at once, and what is packed together. Of single slices no more than one.
+_BLOCK, _CHUNK = (32, 32, 32), (128, 128, 128)
+_THIN_BLOCK, _THIN_CHUNK = (64, 64, 1), (256, 256, 16)
 NOTE = "note.json"
 
 
@@ -47,7 +49,11 @@ class StoredArray:
         self.path, self.shape, self.dtype = path, shape, dtype
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        return np.asarray(self._opened()[key])
+        array = self._opened()
+        try:
+            return np.asarray(array[key])
+        except (OSError, RuntimeError) as error:
+            raise damaged(self.path, str(error)) from error
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         whole = self[...]
@@ -55,11 +61,12 @@ class StoredArray:
 
     def _opened(self) -> Any:
         # Opened for each patch, in a tenth of a millisecond: threads share no state, and a
-        # thousand cases need no thousand open files.
+        # thousand cases need no thousand open files. Not mapped, so that a file that is cut
+        # short while a run works is an error and no crash.
         import blosc2
 
         try:
-            array = blosc2.open(str(self.path), mode="r", mmap_mode="r", deserialize="safe")
+            array = blosc2.open(str(self.path), mode="r", deserialize="safe")
         except (OSError, RuntimeError, ValueError) as error:
             raise damaged(self.path, str(error)) from error
         if not isinstance(array, blosc2.NDArray) or array.shape != self.shape:
@@ -110,7 +117,7 @@ class StoredCase:
 
 def write_case(
     folder: Path, image: NDArray[np.float32], label: NDArray[Any], *, places: NDArray[np.int32],
-    made_from: dict[str, Any],
+    made_from: dict[str, Any], thin: bool = False,
 ) -> None:  # fmt: skip
     """Write a case into an empty folder; its note comes last.
 
@@ -120,9 +127,10 @@ def write_case(
         label: (I, J, K) uint8 or uint16.
         places: Rows (index, i, j, k), index by index.
         made_from: Plain JSON for the note.
+        thin: It will be read in single slices.
     """
-    _write_array(folder / "image.b2nd", image)
-    _write_array(folder / "label.b2nd", label)
+    _write_array(folder / "image.b2nd", image, thin=thin)
+    _write_array(folder / "label.b2nd", label, thin=thin)
     np.save(folder / "places.npy", places[:, 1:])
     values, firsts = np.unique(places[:, 0], return_index=True)
     ends = [*firsts[1:].tolist(), len(places)]
@@ -159,17 +167,17 @@ def read_case(folder: Path) -> StoredCase | None:
     )
 
 
-def _write_array(path: Path, array: NDArray[Any]) -> None:
+def _write_array(path: Path, array: NDArray[Any], *, thin: bool) -> None:
     import blosc2
 
     filters, settings = [blosc2.Filter.BITSHUFFLE], [0]
     if array.dtype == np.float32:
         filters.insert(0, blosc2.Filter.TRUNC_PREC)
         settings.insert(0, _MANTISSA_BITS)
-    sides = array.shape[-3:]
-    leading = (1,) * (array.ndim - 3)
-    chunks = leading + tuple(min(side, _CHUNK_SIDE) for side in sides)
-    blocks = leading + tuple(min(side, _BLOCK_SIDE) for side in sides)
+    sides, leading = array.shape[-3:], (1,) * (array.ndim - 3)
+    chunk, block = (_THIN_CHUNK, _THIN_BLOCK) if thin else (_CHUNK, _BLOCK)
+    chunks = leading + tuple(map(min, sides, chunk))
+    blocks = leading + tuple(map(min, sides, block))
     blosc2.asarray(
         np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, blocks=blocks,
         cparams={
