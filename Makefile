@@ -52,6 +52,9 @@ bench: $(STAMP)
 	$(PY) benchmarks/forward.py
 	$(PY) benchmarks/sliding_window.py
 	$(PY) benchmarks/losses.py
+	$(PY) benchmarks/augmentation.py $(if $(PEER),--peer '$(PEER)')
+	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/preprocess_dataset.py --ct --peer '$(PEER)'; \
+		$(PY) benchmarks/preprocess_dataset.py '$(DATASET)' --both --peer '$(PEER)'; fi
 	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/restore.py --peer '$(PEER)'; fi
 	@if [ -n '$(PEER)' ]; then sh benchmarks/nnunet_predict.sh $(PY) '$(PEER)' build/nnunet \
 		'$(NNUNET_MODEL)' '$(NNUNET_IMAGES)'; fi
@@ -62,6 +65,7 @@ bench: $(STAMP)
 bench-memory: $(STAMP)
 	$(PY) benchmarks/huge_scan.py long
 	$(PY) benchmarks/huge_scan.py classes $(if $(PEER),--peer '$(PEER)')
+	$(PY) benchmarks/training_memory.py
 
 clean:
 	rm -rf .venv demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
