@@ -198,9 +198,10 @@ def _check_openvino(device: torch.device) -> None:
 
 def _source(reference: TorchBackend, plan: Plan, identity: str) -> Source:
     network, patch = plan.network, plan.patch_size
-    # What some networks do with a tile depends on its size: they are traced at the true one.
-    least = least_tile(patch, network.divisor) if network.kind.any_size else patch
-    return Source(reference, network.in_channels, patch, least, identity)
+    return Source(
+        reference, network.in_channels, patch, least_tile(patch, network.divisor), identity,
+        any_size=network.kind.any_size,
+    )  # fmt: skip
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -63,6 +63,7 @@ class Source:
         patch: Sides of a tile.
         least: A smaller tile that the network takes, for a quick look at what it does.
         identity: Hash of weights and plan.
+        any_size: What it does does not depend on the size of a tile.
     """
 
     reference: TorchBackend
@@ -70,6 +71,7 @@ class Source:
     patch: Triple
     least: Triple
     identity: str
+    any_size: bool = True
 
     @cached_property
     def key(self) -> str:
@@ -86,16 +88,27 @@ class Source:
 
 
 class OpenVINOBackend:
-    """A converted network in fp32 on the cores that torch would use."""
+    """A converted network in fp32 on the cores that torch would use.
+
+    Args:
+        compiled: OpenVINO's model.
+        one_by_one: It takes a single tile at a time.
+    """
 
     name = "openvino"
 
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: Any, *, one_by_one: bool = False) -> None:
         self._request = compiled.create_infer_request()
+        self._one_by_one = one_by_one
         self._lock = threading.Lock()
 
     def __call__(self, tiles: Tensor) -> Tensor:
         """Logits of a batch of tiles."""
+        if self._one_by_one and len(tiles) > 1:
+            return torch.cat([self._infer(tile[None]) for tile in tiles])
+        return self._infer(tiles)
+
+    def _infer(self, tiles: Tensor) -> Tensor:
         # One request at a time takes all cores; more at once would only hold more memory.
         with self._lock:
             try:
@@ -135,7 +148,7 @@ def open_backend(source: Source) -> Backend:
     """
     ov = import_openvino()
     folder = _folder(source)
-    backend = _from_cache(ov, folder)
+    backend = _from_cache(ov, folder, one_by_one=not source.any_size)
     return backend if backend is not None else _convert(ov, source, folder)
 
 
@@ -192,7 +205,7 @@ def _folder(source: Source) -> Path | None:
     return None if cache is None else cache / "openvino" / source.key
 
 
-def _from_cache(ov: ModuleType, folder: Path | None) -> Backend | None:
+def _from_cache(ov: ModuleType, folder: Path | None, *, one_by_one: bool) -> Backend | None:
     """What lies in the cache, if all of it is as it was written."""
     if folder is None or not folder.is_dir():
         return None
@@ -202,7 +215,8 @@ def _from_cache(ov: ModuleType, folder: Path | None) -> Backend | None:
         if whole:
             with suppress(OSError):
                 os.utime(folder)  # used: not to be tidied away
-            return OpenVINOBackend(_compile(ov, ov.Core().read_model(folder / _FILES[0])))
+            compiled = _compile(ov, ov.Core().read_model(folder / _FILES[0]))
+            return OpenVINOBackend(compiled, one_by_one=one_by_one)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError):
         whole = False
     _log.warning("a converted network in the cache is damaged; it is made anew")
@@ -211,9 +225,9 @@ def _from_cache(ov: ModuleType, folder: Path | None) -> Backend | None:
 
 
 def _convert(ov: ModuleType, source: Source, folder: Path | None) -> Backend:
-    model = _traced(ov, source)
+    model = _traced(ov, source) if source.any_size else _exported(ov, source)
     try:
-        backend = OpenVINOBackend(_compile(ov, model))
+        backend = OpenVINOBackend(_compile(ov, model), one_by_one=not source.any_size)
         found = _compare(source, backend)
     except RuntimeError as error:
         raise ConversionError(f"{error!s:.300}") from error
@@ -236,6 +250,21 @@ def _traced(ov: ModuleType, source: Source) -> Any:
             model = ov.convert_model(traced, example_input=tile)
         model.reshape([-1, source.in_channels, *source.patch])
     # Converters fail in many ways; torch remains.
+    except Exception as error:
+        raise ConversionError(f"{error!s:.300}") from error
+    return model
+
+
+def _exported(ov: ModuleType, source: Source) -> Any:
+    """For one tile of the true size: what is traced of such networks OpenVINO misreads."""
+    tile = sample_tile(source.in_channels, source.patch)
+    try:
+        with _quiet(), torch.no_grad():
+            bare = _Bare(with_careful_norms(source.reference.network)).eval()
+            model = ov.convert_model(torch.export.export(bare, (tile,)))
+        # The one size that it holds.
+        model.reshape([1, source.in_channels, *source.patch])
+    # As above.
     except Exception as error:
         raise ConversionError(f"{error!s:.300}") from error
     return model

@@ -171,13 +171,14 @@ def test_two_that_convert_at_once_do_not_disturb_each_other(
     both = [make("openvino", plan) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         # Neither finds what the other wrote, as two processes that start together.
-        monkeypatch.setattr(openvino_backend, "_from_cache", lambda *_: None)
+        monkeypatch.setattr(openvino_backend, "_from_cache", lambda *_, **__: None)
         first, second = pool.map(lambda made: made.for_work(1)[0](x), both)
     assert torch.equal(first, second)
     monkeypatch.undo()
     monkeypatch.setenv("MEDSEG_CACHE", str(cache))
     (folder,) = (cache / "openvino").iterdir()
-    assert openvino_backend._from_cache(openvino_backend.import_openvino(), folder) is not None
+    ov = openvino_backend.import_openvino()
+    assert openvino_backend._from_cache(ov, folder, one_by_one=False) is not None
 
 
 @needs_openvino
