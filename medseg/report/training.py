@@ -162,6 +162,7 @@ def _decisions(plan: Plan) -> list[Block]:
     reasons = dict(plan.reasons)
     rows = [[key, _text(value), reasons.pop(key, "")] for key, value in plan_values(plan).items()]
     rows += [[key, "", reason] for key, reason in reasons.items()]
+    rows.sort(key=lambda row: not row[2])  # what was thought about comes first
     return [Heading("The plan"), Table(("what", "value", "why"), rows)]
 
 
@@ -185,7 +186,10 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 def _text(value: Any) -> str:
     if value in ([], {}, None):
         return "none"
-    text = value if isinstance(value, str) else str(value).replace("'", "")
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    many = isinstance(value, list)
+    text = f"[{', '.join(map(_text, value))}]" if many else str(value).replace("'", "")
     return text if len(text) <= 300 else text[:300] + "…"
 
 
