@@ -11,7 +11,7 @@ import typer
 
 from medseg.cli.progress import progress_bar
 
-_MOST_DOUBTED = 20
+_MOST_DOUBTED, _DOUBTED = 20, 0.8
 
 
 def predict_command(
@@ -167,9 +167,11 @@ def _tell(summary: dict[str, Any], out: Path) -> None:
     notes = [f"{kept} from before"] * bool(kept) + [f"{left} left"] * bool(left)
     note = f" ({', '.join(notes)})" if notes else ""
     typer.echo(f"{len(summary['done'])} masks in {out}{note}, {summary['seconds']:.1f} s")
-    doubted = [(case, one) for case, one in summary.get("trust", {}).items() if one["reasons"]]
+    judged = summary.get("trust", {}).items()
+    doubted = [(case, one) for case, one in judged if one["reasons"] or one["trust"] < _DOUBTED]
     for case, one in doubted[:_MOST_DOUBTED]:
-        typer.echo(f"trust {one['trust']:.2f}: {case}: {'; '.join(one['reasons'])}")
+        why = "; ".join(one["reasons"]) or "nothing odd by itself"
+        typer.echo(f"trust {one['trust']:.2f}: {case}: {why}")
     if len(doubted) > _MOST_DOUBTED:
         typer.echo(f"and {len(doubted) - _MOST_DOUBTED} more with something odd; --json lists all")
     for case, reason in summary["failed"].items():

@@ -85,11 +85,11 @@ def judge(
 ) -> CaseTrust:
     """Judge a mask by what is usual.
 
-    The trust in a label is its predicted Dice as a share of what the model usually reaches on
-    that label. Two predictions are made of a mask that the network made: with its confidence,
-    which is the better one and is told, and by the figures alone, which has learned from
-    planted faults; the lower share counts. Where nothing was learned, trust falls with the
-    deviations from training.
+    The trust in a label is its predicted Dice; of a mask that the network made, as a share of
+    what the model usually reaches on that label. Of such a mask two predictions are made: with
+    the network's confidence, which is the better one and is told, and by the figures alone,
+    which has learned from planted faults; the lower share counts. Where nothing was learned,
+    trust falls with the deviations from training.
 
     Args:
         look: At the mask and its scan, scaled as ``profile.absolute`` says.
@@ -117,7 +117,7 @@ def _judge_label(
     inputs = inputs_of(found, scan, sure)
     models = [profile.with_confidence if sure else None, profile.alone]
     dice = [predict_dice(model, name, inputs) for model in models if model is not None]
-    usual = profile.labels[name].usual_dice or 1.0
+    usual = (profile.labels[name].usual_dice or 1.0) if sure else 1.0
     trust = min((min(1.0, one[0] / usual) for one in dice), default=_without_model(inputs, sure))
     reasons = tuple(_reasons(look, name, found, sure, profile.labels[name].promised))
     return LabelTrust(trust, dice[0] if dice else None, reasons)
