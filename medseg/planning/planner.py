@@ -25,8 +25,9 @@ StepCost = Callable[[Plan], float]
 # (geometric mean, voxels) below which its organs would be lost.
 COARSENINGS = (1.5, 2.0)
 _LEAST_SIDE = 28.0
-# Of the labels that no case has, so many are told by name.
-_NAMED = 8
+# So many labels are an atlas, which names what there may be; fewer were drawn for these cases,
+# and one that none of them shows has a wrong value. Of absent ones so many are told by name.
+_ATLAS, _NAMED = 30, 8
 _log = logging.getLogger(__name__)
 
 
@@ -91,7 +92,7 @@ def make_plan(
             ``{"training.learning_rate": 0.001}``.
 
     Raises:
-        DatasetError: No training case has any label.
+        DatasetError: A label is in no training case (of an atlas: none is in any).
         SettingsError: A change does not fit.
     """
     reasons = _absent(fingerprint)
@@ -121,16 +122,16 @@ def make_plan(
 
 
 def _absent(fingerprint: Fingerprint) -> dict[str, str]:
-    """The reason that labels are never learned; an atlas may name more than its cases show."""
+    """Why some labels of an atlas are never learned; of a few labels each must be shown."""
     absent = [name for name, cases in fingerprint.label_cases.items() if cases == 0]
     if not absent:
         return {}
-    if len(absent) == len(fingerprint.label_cases):
+    if len(fingerprint.label_cases) < _ATLAS or len(absent) == len(fingerprint.label_cases):
         raise DatasetError(
             "training cases",
-            expected="a label in at least one case",
-            got=f"none with {', '.join(absent)}",
-            cure="Choose others with --labels, or use another fold.",
+            expected="each label in at least one case",
+            got=f"none with {', '.join(absent[:_NAMED])}",
+            cure="Leave them out with --labels, or use another fold.",
         )
     many = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
     told = f"in no training case, so that they are not learned: {', '.join(absent[:_NAMED])}{many}"

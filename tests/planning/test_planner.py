@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medseg.core.errors import DatasetError, SettingsError
+from medseg.core.labels import LabelSet
 from medseg.core.plan import ChannelFacts, Plan
 from medseg.networks.build import build_network
 from medseg.planning.planner import Means, make_plan, means_for, patch_and_strides
@@ -209,15 +210,26 @@ def test_without_a_budget_or_with_a_width_nothing_is_measured() -> None:
     assert plan.network.features[0] == 12
 
 
-def test_labels_in_no_case_are_told_and_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_label_in_no_case() -> None:
     absent = fingerprint(label_cases={"liver": 3, "kidney_left": 0, "kidney_right": 0})
-    plan = make_plan(absent, LABELS, MEANS, width=4)
-    assert "kidney_left, kidney_right" in plan.reasons["absent_labels"]
+    with pytest.raises(DatasetError, match=r"none with kidney_left, kidney_right.*--labels"):
+        make_plan(absent, LABELS, MEANS, width=4)
+
+
+def test_labels_of_an_atlas_that_no_case_shows_are_told_and_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    atlas = LabelSet.from_names({n: f"part_{n}" for n in range(1, 41)})
+    cases = {name: int(n < 30) for n, name in enumerate(atlas.names)}
+    seen = fingerprint(label_cases=cases, label_voxel_share=dict.fromkeys(atlas.names, 0.01))
+    plan = make_plan(seen, atlas, MEANS, width=4)
+    assert "part_31, part_32" in plan.reasons["absent_labels"]
+    assert "and 2 more" in plan.reasons["absent_labels"]
     assert "--labels leaves them out" in caplog.text
-    assert plan.labels == LABELS
-    nothing = fingerprint(label_cases=dict.fromkeys(LABELS.names, 0))
-    with pytest.raises(DatasetError, match=r"none with liver.*--labels"):
-        make_plan(nothing, LABELS, MEANS)
+    assert plan.labels == atlas
+    nothing = fingerprint(label_cases=dict.fromkeys(atlas.names, 0))
+    with pytest.raises(DatasetError, match=r"none with part_1"):
+        make_plan(nothing, atlas, MEANS, width=4)
 
 
 def test_changes_by_dotted_keys() -> None:
