@@ -353,7 +353,8 @@ def test_nothing_of_a_patient_is_in_a_trained_package(tmp_path: Path) -> None:
         plan={"training": {"steps_per_epoch": 1}, "patch_size": [16, 8, 8]},
     )  # fmt: skip
     model = tmp_path / "run" / "model"
-    assert sorted(files_of(model)) == ["checksums", "model.json", "weights.safetensors"]
+    names = ["checksums", "model.json", "profile.json", "weights.safetensors"]
+    assert sorted(files_of(model)) == names
     found = {name for path in data.rglob("*.nii.gz") for name in (path.name.split(".")[0],)}
     assert len(found) == 4
     for content in files_of(model).values():
