@@ -28,13 +28,13 @@ def test_a_channel_per_file(tmp_path: Path) -> None:
         assert len(json.loads(path.read_text())["input_sha256"]) == 2
 
 
-def test_regions_are_refused_before_anything_runs(tmp_path: Path) -> None:
+def test_regions_without_an_order_are_refused_before_anything_runs(tmp_path: Path) -> None:
     source = write_msd_dataset(tmp_path / "msd", cases=3, shape=(9, 7, 5))
     convert(source, tmp_path / "nnunet", to="nnunet")
     path = tmp_path / "nnunet" / "dataset.json"
     raw = json.loads(path.read_text())
     raw["labels"] = {"background": 0, "whole": [1, 2], "core": [2]}
     path.write_text(json.dumps(raw))
-    with pytest.raises(DatasetError, match="region 'whole'"):
+    with pytest.raises(DatasetError, match="regions_class_order"):
         train(tmp_path / "nnunet", tmp_path / "run", epochs=1)
     assert not (tmp_path / "run").exists()
