@@ -22,6 +22,7 @@ from medseg.training.cache import CachedCase
 from medseg.training.checkpoint import TrainState, environment
 from medseg.training.postprocessing import learn_postprocessing
 from medseg.workflows import segment
+from medseg.workflows.held_out import learn_from_folds
 from medseg.workflows.quality_study import joined_profile
 from medseg.workflows.run import Run
 from medseg.workflows.scheme_scores import score_against_case
@@ -42,7 +43,9 @@ def package_fold(
     assert state.best is not None
     state.average.load_state_dict(state.best)
     predictor = Predictor([state.average], plan, run.device)
-    final = plan.model_copy(update={"postprocess": learn_postprocessing(predictor, inner)})
+    # With all folds it is learned in the end, on every case of the dataset.
+    steps = () if run.settings.fold == "all" else learn_postprocessing(predictor, inner)
+    final = plan.model_copy(update={"postprocess": steps})
     model = ModelFile(
         medseg_version=__version__,
         weights=("weights.safetensors",),
@@ -110,11 +113,10 @@ def validate_fold(
 
 
 def join_folds(run: Run, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
-    """One package of all folds; a post-processing step stays where every fold chose it."""
+    """One package of all folds, with the post-processing that their held-out masks teach."""
     packages = [load_package(outcome["model"]) for outcome in outcomes]
-    plan = packages[0].plan
-    chosen = [{(s.step, s.structure) for s in package.plan.postprocess} for package in packages]
-    steps = tuple(s for s in plan.postprocess if all((s.step, s.structure) in c for c in chosen))
+    plan, folders = packages[0].plan, [Path(outcome["model"]).parent for outcome in outcomes]
+    steps = learn_from_folds(run.dataset, plan, folders)
     dice = [outcome["metrics"]["mean"]["dice"] for outcome in outcomes]
     means = {"folds": len(dice), "dice": float(np.mean(dice)), "dice_per_fold": dice}
     model = packages[0].model.model_copy(
@@ -126,7 +128,7 @@ def join_folds(run: Run, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
         }
     )
     members = [package.members[0] for package in packages]
-    profile = joined_profile(run, [Path(outcome["model"]).parent for outcome in outcomes], plan)
+    profile = joined_profile(run, folders, plan)
     save_package(run.folder / "model", model, members, profile=profile)
     return {
         "model": str(run.folder / "model"), "metrics": {"mean": means}, "folds": outcomes,
