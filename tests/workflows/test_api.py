@@ -308,7 +308,9 @@ def test_functions_take_what_commands_take(name: str) -> None:
     (command,) = [c for n, c in get_command(app).commands.items() if n == name]  # type: ignore[attr-defined]
     known = set(inspect.signature(getattr(medseg, name)).parameters)
     if name == "train":
-        known |= set(TrainSettings.model_fields) | {"set", "budget"}
+        # "from" is a word of Python's: start_from.
+        assert "start_from" in TrainSettings.model_fields
+        known |= set(TrainSettings.model_fields) | {"set", "budget", "checkpoint_every", "from"}
     if name == "evaluate":
         known |= EvaluateOptions.__annotations__.keys()
     if name == "predict":
