@@ -17,7 +17,7 @@ NNUNET_IMAGES ?=
 PY = .venv/bin/python
 STAMP = .venv/medseg-installed
 
-.PHONY: help setup demo test acceptance bench bench-memory clean
+.PHONY: help setup demo test acceptance bench bench-training bench-memory clean
 .DELETE_ON_ERROR:
 
 help:
@@ -51,15 +51,17 @@ bench: $(STAMP)
 	$(PY) benchmarks/previews.py
 	$(PY) benchmarks/forward.py
 	$(PY) benchmarks/sliding_window.py
-	$(PY) benchmarks/losses.py
-	$(PY) benchmarks/augmentation.py $(if $(PEER),--peer '$(PEER)')
-	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/preprocess_dataset.py --ct --peer '$(PEER)'; \
-		$(PY) benchmarks/preprocess_dataset.py '$(DATASET)' --both --peer '$(PEER)'; fi
 	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/restore.py --peer '$(PEER)'; fi
 	@if [ -n '$(PEER)' ]; then sh benchmarks/nnunet_predict.sh $(PY) '$(PEER)' build/nnunet \
 		'$(NNUNET_MODEL)' '$(NNUNET_IMAGES)'; fi
 	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/check_dataset.py '$(DATASET)' --peer '$(PEER)'; \
 	else echo 'check against nnU-Net: make bench PEER=/its/python DATASET=/a/dataset'; fi
+
+bench-training: $(STAMP)
+	$(PY) benchmarks/losses.py
+	$(PY) benchmarks/augmentation.py $(if $(PEER),--peer '$(PEER)')
+	@if [ -n '$(PEER)' ]; then $(PY) benchmarks/preprocess_dataset.py --ct --peer '$(PEER)'; \
+		$(PY) benchmarks/preprocess_dataset.py '$(DATASET)' --both --peer '$(PEER)'; fi
 
 # An hour on two cores: a scan of 512 x 512 x 2000, and 118 classes on 512 x 512 x 800.
 bench-memory: $(STAMP)
