@@ -9,6 +9,7 @@ grid, block by block, before post-processing: nothing of the size of the scan is
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,11 +38,14 @@ class Sureness:
         dice: Promised Dice of the mask.
         inside: Mean probability inside the mask; 0 where there is none.
         found: Share of all probability that is inside the mask.
+        disagreement: Standard deviation of probability over members and mirrored views, root
+            mean square inside the mask; 0 where all agree. None where there is only one.
     """
 
     dice: float
     inside: float
     found: float
+    disagreement: float | None = None
 
 
 class Confidence:
@@ -51,12 +55,16 @@ class Confidence:
         plan: Of the model.
         mask: (I, J, K) class indices on the network's grid, to ask about instead of the
             network's own labels; they do not overlap.
+        spread: After the classes a block has a channel that tells how far members and views
+            disagree (:class:`~medseg.inference.products.Spread`).
     """
 
-    def __init__(self, plan: Plan, mask: NDArray[Any] | None = None) -> None:
-        self._plan, self._mask = plan, mask
+    def __init__(
+        self, plan: Plan, mask: NDArray[Any] | None = None, *, spread: bool = False
+    ) -> None:
+        self._plan, self._mask, self._spread = plan, mask, spread
         count = len(plan.labels)
-        self._sums = torch.zeros((3, count), dtype=torch.float64)
+        self._sums = torch.zeros((4, count), dtype=torch.float64)
 
     def before(self, consume: Consume) -> Consume:
         """A consumer of blocks that looks at each and hands it on."""
@@ -72,10 +80,11 @@ class Confidence:
         classes = self._plan.network.classes
         depth = max(1, _VALUES // max(1, block[:, 0].numel()))
         for start in range(0, int(block.shape[1]), depth):
-            part = block[:classes, start : start + depth]
-            self._add(part, (corner[0] + start, corner[1], corner[2]))
+            part = block[:, start : start + depth]
+            variance = part[classes] if self._spread else None
+            self._add(part[:classes], (corner[0] + start, corner[1], corner[2]), variance)
 
-    def _add(self, logits: Tensor, corner: Triple) -> None:
+    def _add(self, logits: Tensor, corner: Triple, variance: Tensor | None) -> None:
         softmax = self._plan.activation == "softmax"
         chances = probabilities(logits, softmax=softmax)[int(softmax) :]
         if self._mask is not None:
@@ -88,25 +97,27 @@ class Confidence:
             # Regions may lie over each other: each is what is above one half.
             there = logits[n] > 0 if labels is None else labels == n + 1
             inside = float(chance[there].sum(dtype=torch.float64))
-            sums = (inside, float(chance.sum(dtype=torch.float64)), float(there.sum()))
+            apart = 0.0 if variance is None else float(variance[there].sum(dtype=torch.float64))
+            sums = (inside, float(chance.sum(dtype=torch.float64)), float(there.sum()), apart)
             self._sums[:, n] += torch.tensor(sums, dtype=torch.float64)
 
     def of_labels(self) -> dict[str, Sureness]:
         """By label name; a label that is neither there nor expected counts as sure."""
         found = {}
         for name, column in zip(self._plan.labels.names, self._sums.T, strict=True):
-            inside, everywhere, size = (float(one) for one in column)
+            inside, everywhere, size, apart = (float(one) for one in column)
             nothing = size == 0 and everywhere < _NOTHING
             found[name] = Sureness(
                 dice=1.0 if nothing else 2 * inside / max(everywhere + size, 1e-9),
                 inside=inside / size if size else 0.0,
                 found=1.0 if nothing else inside / max(everywhere, 1e-9),
+                disagreement=math.sqrt(apart / max(size, 1)) if self._spread else None,
             )
         return found
 
     def to_json(self) -> dict[str, dict[str, float]]:
         """The same as plain JSON, with four digits."""
         return {
-            name: {key: round(value, 4) for key, value in asdict(one).items()}
+            name: {key: round(value, 4) for key, value in asdict(one).items() if value is not None}
             for name, one in self.of_labels().items()
         }

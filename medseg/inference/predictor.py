@@ -179,7 +179,7 @@ class Predictor:
         """
         plan, products = self.plan, products or Products()
         volume = TensorVolume(voxels) if isinstance(voxels, Tensor) else voxels
-        spread = products.disagreement
+        spread = products.disagreement or (self.confidence and self._setup().views > 1)
         in_memory = [one for one in (product_sinks or {}).values() if isinstance(one, ArraySink)]
         wanted = replace(
             self._setup(),
@@ -199,8 +199,13 @@ class Predictor:
             classes=plan.network.classes,
             outlet=outlet_for(products, plan, product_sinks or {}),
         )
-        sure = Confidence(plan) if self.confidence else None
-        consume = restorer if sure is None else sure.before(restorer)
+        consume: Consume = restorer
+        if spread and not products.disagreement:
+            # Nobody but the confidence asked for it.
+            consume = _without_spread(restorer, plan.network.classes)
+        sure = Confidence(plan, spread=spread) if self.confidence else None
+        if sure is not None:
+            consume = sure.before(consume)
         run = self._accumulate(volume, tiling, setup, consume, spread=spread)
         restorer.finish()
         _log.debug(
@@ -288,6 +293,13 @@ class Predictor:
             flat=not settings.gaussian,
             centre=settings.gaussian_centre,
         )
+
+
+def _without_spread(consume: Consume, classes: int) -> Consume:
+    def taken(block: Tensor, corner: Triple) -> None:
+        consume(block[:classes], corner)
+
+    return taken
 
 
 def onto_grid(record: RestoreRecord, scan: Scan, grid: Grid) -> RestoreRecord:

@@ -124,4 +124,7 @@ def _bounded(deviation: float) -> float:
 
 def sureness_from(facts: Mapping[str, Mapping[str, float]]) -> dict[str, Sureness]:
     """What a run noted of its confidence, by label."""
-    return {name: Sureness(one["dice"], one["inside"], one["found"]) for name, one in facts.items()}
+    return {
+        name: Sureness(one["dice"], one["inside"], one["found"], one.get("disagreement"))
+        for name, one in facts.items()
+    }

@@ -26,6 +26,8 @@ _TOLD = 3.5
 # Of what a network promises where it is not known what it usually does.
 _UNSURE = 0.5
 _EXPECTED = 0.9
+# As where one of two members gives the whole organ 0.75 and the other 0.25.
+_APART = 0.35
 # An empty mask of what few scans show may be right, or have missed it.
 _NOTHING_TO_JUDGE = 0.5
 _AIR_HU, _NO_AIR_HU = -500.0, -300.0
@@ -154,8 +156,15 @@ def _reasons(
         worst = max(odd_light, key=lambda key: abs(odd_light[key]))
         if abs(odd_light[worst]) > _TOLD:
             told.append(f"intensities ({worst.removesuffix(' 0')}) {_sd(odd_light[worst])}")
-    if sure is not None and _is_unsure(sure, promised):
+    return told + ([] if sure is None else _network_reasons(sure, promised))
+
+
+def _network_reasons(sure: Sureness, promised: Usual | None) -> list[str]:
+    told = []
+    if _is_unsure(sure, promised):
         told.append(f"the network itself is unsure (it promises a Dice of {sure.dice:.2f})")
+    if (sure.disagreement or 0.0) > _APART:
+        told.append(f"members or mirrored views disagree ({sure.disagreement:.2f})")
     return told
 
 

@@ -78,3 +78,27 @@ def test_a_run_tells_it_and_gives_the_same_labels() -> None:
     logits = predictor.logits(tensor).softmax(dim=0).numpy()
     for name, expected in promised(logits, logits.argmax(axis=0)).items():
         assert tuple(facts["confidence"][name].values()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_members_that_disagree_are_told_by_label() -> None:
+    voxels, affine = lopsided_volume((9, 8, 7), oblique=True)
+    scan = Scan.from_array(voxels.astype(np.float32), Geometry(voxels.shape, affine))
+    # One window covers the scan, so that each member is asked once for each voxel.
+    plan = small_plan(spacing_mm=(None, None, None))
+    assert all(side >= n for side, n in zip(plan.patch_size, (9, 8, 7), strict=True))
+    networks = [build_network(plan.network, seed=seed) for seed in (3, 4)]
+    predictor = Predictor(networks, plan, torch.device("cpu"))
+    tensor, record = preprocess_scan(scan, plan)
+    plain, _ = predictor.infer_with_facts(tensor, record)
+    predictor.confidence = True
+    labels, facts = predictor.infer_with_facts(tensor, record)
+    assert np.array_equal(plain, labels)
+
+    alone = [Predictor([one], plan, torch.device("cpu")).logits(tensor) for one in networks]
+    chances = np.stack([one.softmax(dim=0).numpy() for one in alone]).astype(np.float64)
+    variance = chances.var(axis=0).sum(axis=0)
+    mask = torch.stack(alone).mean(dim=0).argmax(dim=0).numpy()
+    for n, name in ((1, "low"), (2, "high")):
+        expected = np.sqrt(variance[mask == n].mean())
+        assert facts["confidence"][name]["disagreement"] == pytest.approx(expected, abs=2e-4)
+        assert expected > 0.01

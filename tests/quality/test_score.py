@@ -88,6 +88,13 @@ def test_an_unsure_network_is_told(profile: Profile) -> None:
     assert list(found.to_json()["labels"]) == ["low", "high"]
 
 
+def test_members_that_disagree_are_told(profile: Profile) -> None:
+    sure = {"low": Sureness(0.95, 0.97, 0.96, 0.12), "high": Sureness(0.9, 0.9, 0.9, 0.41)}
+    found = judge(look_of(*blobs(SHAPE, seed=50)), profile, sure)
+    assert told(found, "high").endswith("members or mirrored views disagree (0.41)")
+    assert not any("disagree" in line for line in found.reasons if line.startswith("low"))
+
+
 def test_scans_that_are_no_ct_are_told() -> None:
     def ct(seed: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = blobs(SHAPE, seed=seed)
