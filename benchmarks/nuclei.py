@@ -53,7 +53,10 @@ def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of PNG masks")
-    files = sorted(parser.parse_args().folder.glob("*.png"))
+    folder = parser.parse_args().folder
+    files = sorted(folder.glob("*.png"))
+    if not files:
+        parser.error(f"{folder}: no PNG pictures of instance numbers")
     truths = [np.asarray(Image.open(file)).astype(np.int32).T[..., None] for file in files]
     nuclei = sum(len(np.unique(truth)) - 1 for truth in truths)
     print(f"{len(files)} pictures, {nuclei} nuclei")
