@@ -80,7 +80,7 @@ def start_of_import() -> str:
 def acceptance_tests() -> str:
     """The tests that are too long for every day."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "acceptance", "tests"],
+        [sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "acceptance", "tests"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     last = done.stdout.strip().splitlines()[-1]
