@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from medseg.cli.options import SOME_FAILED, AsJson
 from medseg.cli.progress import progress_bar
 
-_SOME_FAILED = 3
 _MOST_ROWS = 100
 _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
 
@@ -28,7 +28,7 @@ def check_command(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Cases read at once; one per core by default.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Find what is wrong with a dataset: files, grids, labels, copies, outliers, flipped masks.
 
@@ -48,7 +48,7 @@ def check_command(
             typer.echo(f"Written: {out}")
     failed = result["mended"]["left_out"] if fix else result["counts"]["error"]
     if failed:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -8,22 +8,19 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.options import SOME_FAILED, AsJson, Masks, Workers
 from medseg.cli.progress import progress_bar
-
-_SOME_FAILED = 3
 
 
 def contours_command(
-    masks: Annotated[Path, typer.Argument(metavar="MASKS", help="Folder of masks, or one mask.")],
+    masks: Masks,
     out: Annotated[Path, typer.Option("--out", help="Folder for DIR/<case>.json.")],
     kind: Annotated[
         str, typer.Option("--format", help="json (mm); of pictures also geojson, svg, coco.")
     ] = "json",
     plane: Annotated[str, typer.Option(help="axial, coronal or sagittal.")] = "axial",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Cases at once; one per core by default.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the outlines of masks, slice by slice, as polygons with holes.
 
@@ -40,4 +37,4 @@ def contours_command(
     else:
         typer.echo(f"{len(result['cases'])} masks: {out}")
     if result["failed"]:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)

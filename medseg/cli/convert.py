@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.options import AsJson
 from medseg.cli.progress import progress_bar
 
 
@@ -27,7 +28,7 @@ def convert_command(
     link: Annotated[
         bool, typer.Option("--link", help="Link to files instead of copying them.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a dataset in another layout; the source is never touched.
 

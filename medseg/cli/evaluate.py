@@ -8,10 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from medseg.cli.options import SOME_FAILED, AsJson
 from medseg.cli.progress import progress_bar, stderr_console
 from medseg.core.errors import FileError, InputError
-
-_SOME_FAILED = 3
 
 
 def evaluate_command(
@@ -90,7 +89,7 @@ def evaluate_command(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Cases scored at once; one per core by default.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare masks with references: overlap, surface distance, volume, lesions.
 
@@ -120,7 +119,7 @@ def evaluate_command(
             typer.echo(f"Written: {out}")
     _tell_problems(result, allow_missing=allow_missing)
     if result["failed"] or (result["missing"] and not allow_missing):
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)
 
 
 def read_case_ids(text: str) -> list[str]:

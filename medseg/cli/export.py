@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.options import AsJson
+
 
 class Format(StrEnum):
     """Formats that a model can be written in."""
@@ -20,7 +22,7 @@ def export_command(
     model: Annotated[Path, typer.Argument(help="RUN/model of a finished training.")],
     out: Annotated[Path, typer.Option("--out", help="A file ending in .onnx.")],
     to: Annotated[Format, typer.Option("--to", help="The format to write.")] = Format.onnx,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model for other programs; it is compared with torch before it is written.
 

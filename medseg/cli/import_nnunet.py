@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.options import AsJson
+
 
 class Checkpoint(StrEnum):
     """Which weights of a fold."""
@@ -37,7 +39,7 @@ def import_nnunet_command(
             "--previous", help="First stage of a cascade, where it does not lie beside FOLDER."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a model package of a trained nnU-Net v2 model; it gives the same masks.
 

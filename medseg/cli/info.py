@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from medseg.cli.options import AsJson
+
 # Degrees of gantry tilt that are worth telling; less comes from rounded positions.
 _TILTED = 0.1
 
@@ -20,7 +22,7 @@ def info_command(
             metavar="MODEL|SCAN|STUDY", help="A model, a scan, or a DICOM folder or zip."
         ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a scan or a model is.
 

@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.options import SOME_FAILED, AsJson, Masks, Workers
 from medseg.cli.progress import progress_bar
-
-_SOME_FAILED = 3
 
 
 def instances_command(
-    masks: Annotated[Path, typer.Argument(metavar="MASKS", help="Folder of masks, or one mask.")],
+    masks: Masks,
     out: Annotated[
         Path, typer.Option("--out", help="Another folder: numbered masks and instances.csv.")
     ],
@@ -37,10 +36,8 @@ def instances_command(
     min_volume: Annotated[
         str, typer.Option(help="Leave smaller ones out: 50mm3; of flat images 30mm2.")
     ] = "0",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Cases at once; one per core by default.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
 ) -> None:
     """Number single lesions, vertebrae or nuclei by their place, and measure each.
 
@@ -65,4 +62,4 @@ def instances_command(
         count = len(result["rows"])
         typer.echo(f"{count} instances in {len(result['cases'])} masks: {out / TABLE}")
     if result["failed"]:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)

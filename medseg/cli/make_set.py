@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.options import AsJson
+
 
 def make_set_command(
     members: Annotated[
@@ -34,7 +36,7 @@ def make_set_command(
             "--maps", help='JSON: for each model {"its label": "label of the set"}; else by name.'
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Join models to a set, which segments scans as one: more organs, or a mean of models.
 

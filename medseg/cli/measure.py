@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from medseg.cli.options import SOME_FAILED, AsJson, MasksOfScans, Scans, Table, Workers
 from medseg.cli.progress import progress_bar
 
-_SOME_FAILED = 3
 _MOST_ROWS = 60
 _SHOWN = (
     ("volume_ml", "ml"), ("diameter_axial_mm", "axial mm"), ("perpendicular_axial_mm", "across mm"),
@@ -19,23 +18,17 @@ _SHOWN = (
 
 
 def measure_command(
-    scans: Annotated[Path, typer.Argument(metavar="SCAN", help="Scan, or folder of scans.")],
-    masks: Annotated[
-        Path, typer.Argument(metavar="MASKS", help="Its mask, or folder of masks (same case ids).")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Table, .csv or .json: a row per case and label.")
-    ] = None,
+    scans: Scans,
+    masks: MasksOfScans,
+    out: Table = None,
     labels: Annotated[
         str | None, typer.Option(help="Measure only these, for example liver,spleen.")
     ] = None,
     radiomics: Annotated[
         bool, typer.Option("--radiomics", help="Also the features of the package pyradiomics.")
     ] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Cases at once; one per core by default.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
 ) -> None:
     """Measure labels: volume, surface, place, diameters, intensities; says what is cut off.
 
@@ -56,7 +49,7 @@ def measure_command(
         _show(result["rows"])
         typer.echo(f"{len(result['rows'])} rows{f' in {out}' if out is not None else ''}")
     if result["failed"]:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

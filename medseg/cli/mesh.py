@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.options import SOME_FAILED, AsJson, Masks, Workers
 from medseg.cli.progress import progress_bar
-
-_SOME_FAILED = 3
 
 
 def mesh_command(
-    masks: Annotated[Path, typer.Argument(metavar="MASKS", help="Folder of masks, or one mask.")],
+    masks: Masks,
     out: Annotated[Path, typer.Option("--out", help="Folder for DIR/<case>/<label>.stl.")],
     kind: Annotated[str, typer.Option("--format", help="stl, ply, obj, vtp or glb.")] = "stl",
     scene: Annotated[
@@ -26,10 +25,8 @@ def mesh_command(
     reduction: Annotated[
         float, typer.Option(help="Share of triangles to take away, for example 0.8.")
     ] = 0.0,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Cases at once; one per core by default.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the surfaces of masks, in RAS+ mm; smooth, and of the volume that the voxels have.
 
@@ -49,4 +46,4 @@ def mesh_command(
         files = sum(len(paths) for paths in result["cases"].values())
         typer.echo(f"{files} files of {len(result['cases'])} masks in {out}")
     if result["failed"]:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)

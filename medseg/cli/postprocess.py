@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from medseg.cli.options import SOME_FAILED, AsJson, Masks, Workers
 from medseg.cli.progress import progress_bar
 from medseg.core.errors import SettingsError
 
-_SOME_FAILED = 3
-
 
 def postprocess_command(
-    masks: Annotated[Path, typer.Argument(metavar="MASKS", help="Folder of masks, or one mask.")],
+    masks: Masks,
     out: Annotated[
         Path, typer.Option("--out", help="Another folder; with --learn a file ending in .json.")
     ],
@@ -38,10 +37,8 @@ def postprocess_command(
     connectivity: Annotated[
         int, typer.Option(help="Neighbours that hang together: 6, 18, 26; flat masks 4, 8.")
     ] = 26,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Cases at once; one per core by default.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
 ) -> None:
     """Clean masks: largest regions, small parts, holes; type, header and grid stay.
 
@@ -70,7 +67,7 @@ def postprocess_command(
         else:
             typer.echo(f"{len(result['cases'])} masks, {len(failed)} failed: {out}")
     if failed:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _learn(predictions: Path, references: Path, out: Path, *, as_json: bool) -> dict[str, Any]:

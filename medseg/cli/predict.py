@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from medseg.cli.options import SOME_FAILED
 from medseg.cli.progress import progress_bar
 
 _MOST_DOUBTED, _DOUBTED = 20, 0.8
@@ -149,7 +150,7 @@ def predict_command(
     else:
         _tell(summary, out)
     if summary["failed"]:
-        raise typer.Exit(3)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _bytes(text: str | None, name: str) -> int | None:

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from medseg.cli.options import SOME_FAILED, AsJson, Workers
 from medseg.cli.progress import phase_bars, progress_bar
 
-_SOME_FAILED = 3
 _PHASES = {
     "check": "Checking cases", "fingerprint": "Reading intensities", "preprocess": "Preprocessing",
 }  # fmt: skip
@@ -31,9 +31,7 @@ def preview_command(
     montage: Annotated[
         bool, typer.Option("--montage/--no-montage", help="All cases on sheets, too.")
     ] = True,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Cases at once; one per core by default.")
-    ] = None,
+    workers: Workers = None,
     augmented: Annotated[
         bool, typer.Option("--augmented", help="Draw the batches that training makes of a dataset.")
     ] = False,
@@ -50,7 +48,7 @@ def preview_command(
     seed: Annotated[
         int | None, typer.Option("--seed", help="With --augmented: other draws.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw masks on their scans: planes through all labels and each, brightest, 3D view.
 
@@ -80,7 +78,7 @@ def preview_command(
         sheets = f", all on {', '.join(result['montage'])}" if result["montage"] else ""
         typer.echo(f"{len(result['cases'])} pictures: {out}{sheets}")
     if result["failed"]:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _augmented(

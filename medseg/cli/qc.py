@@ -8,25 +8,19 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.options import SOME_FAILED, AsJson, MasksOfScans, Scans, Table, Workers
 from medseg.cli.progress import progress_bar
 
-_SOME_FAILED = 3
 _MOST_SHOWN = 40
 
 
 def qc_command(
     model: Annotated[Path, typer.Argument(help="A trained model, which knows what is normal.")],
-    scans: Annotated[Path, typer.Argument(metavar="SCAN", help="Scan, or folder of scans.")],
-    masks: Annotated[
-        Path, typer.Argument(metavar="MASKS", help="Its mask, or folder of masks (same case ids).")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Table, .csv or .json: a row per case and label.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Cases at once; one per core by default.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    scans: Scans,
+    masks: MasksOfScans,
+    out: Table = None,
+    workers: Workers = None,
+    as_json: AsJson = False,
 ) -> None:
     """Judge masks from anywhere: which not to trust, and why; the least trusted first.
 
@@ -47,4 +41,4 @@ def qc_command(
         if more > 0:
             typer.echo(f"{more} more: see --out or --json.")
     if result["failed"]:
-        raise typer.Exit(_SOME_FAILED)
+        raise typer.Exit(SOME_FAILED)

@@ -9,8 +9,9 @@ order; a 2D plan has a patch of (I, J, 1) and a network that sees single slices.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from math import isfinite
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -30,6 +31,7 @@ from medseg.core.postprocess_step import PostprocessStep as PostprocessStep
 PLAN_FORMAT = 1
 
 Spacing = tuple[float | None, float | None, float | None]
+_Model = TypeVar("_Model", bound=BaseModel)
 _Word = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^\S(.*\S)?$")]
 _Step = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
 Normalisation = Literal[
@@ -259,18 +261,45 @@ class Plan(_Frozen):
         Raises:
             PackageError: It was written by a newer medseg, or is not a plan.
         """
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise PackageError(source, expected="JSON", got=str(error)) from error
-        refuse_newer(raw, PLAN_FORMAT, what="plan", source=source)
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise PackageError(source, expected="a valid plan", got=describe(error)) from error
+        newest = {"plan": PLAN_FORMAT}
+        return read_json_as(cls, text, newest, expected="a valid plan", source=source)
 
 
-def refuse_newer(raw: object, newest: int, *, what: str, source: str) -> None:
+def read_json_as(
+    kind: type[_Model],
+    text: str | bytes,
+    newest: Mapping[str, int],
+    *,
+    expected: str,
+    source: str,
+) -> _Model:
+    """Read JSON that tells its format version.
+
+    Args:
+        kind: What it is to be.
+        text: The JSON.
+        newest: What it is called, and the newest format that this medseg knows; after it the
+            same of parts that have formats of their own, by their keys.
+        expected: What to call it where it does not fit.
+        source: What to call the file in a message.
+
+    Raises:
+        PackageError: It is no JSON, does not fit, or was written by a newer medseg.
+    """
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PackageError(source, expected="JSON", got=str(error)) from error
+    for place, (what, number) in enumerate(newest.items()):
+        part = raw.get(what) if place and isinstance(raw, dict) else raw
+        _refuse_newer(part, number, what=what, source=source)
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise PackageError(source, expected=expected, got=describe(error)) from error
+
+
+def _refuse_newer(raw: object, newest: int, *, what: str, source: str) -> None:
     """Refuse JSON of a newer format before its fields, which may be unknown, are looked at.
 
     Args:

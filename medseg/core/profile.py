@@ -5,13 +5,11 @@ It holds statistics alone: no case, no name, no date. Its JSON lies in the model
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from medseg.core.errors import PackageError
-from medseg.core.plan import describe, refuse_newer
+from medseg.core.plan import read_json_as
 
 PROFILE_FORMAT = 1
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -143,12 +141,5 @@ class Profile(_Frozen):
         Raises:
             PackageError: It was written by a newer medseg, or is no profile.
         """
-        try:
-            raw = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise PackageError(source, expected="JSON", got=str(error)) from error
-        refuse_newer(raw, PROFILE_FORMAT, what="profile", source=source)
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise PackageError(source, expected="a profile", got=describe(error)) from error
+        newest = {"profile": PROFILE_FORMAT}
+        return read_json_as(cls, text, newest, expected="a profile", source=source)

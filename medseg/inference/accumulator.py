@@ -14,6 +14,7 @@ from medseg.inference.windows import Tiling, Triple
 
 Consume = Callable[[Tensor, Triple], None]
 Shares = list[list[Tensor]]
+Box = tuple[slice, slice, slice]
 
 
 class Accumulator:
@@ -62,7 +63,7 @@ class Accumulator:
             self._let_go(before=row)
             self._row = row
         box = self.tiling.inside(window)
-        tile, weight = _inner(self.tiling, self._shares, window, tile.to(self.device))
+        tile, weight = _inner(self.tiling, self._shares, window, tile.to(self.device), box)
         rows, columns = (self.tiling.reached(axis, window[axis]) for axis in (first, second))
         for (n, deep), (m, wide) in product(rows, columns):
             block = self._block((n, m), {first: deep, second: wide})
@@ -126,31 +127,29 @@ class Whole:
     def add(self, window: Triple, tile: Tensor) -> None:
         """Add one tile, as :meth:`Accumulator.add` does."""
         box = self.tiling.inside(window)
-        tile, weight = _inner(self.tiling, self._shares, window, tile.to(self.total.device))
+        tile = tile.to(self.total.device)
+        tile, weight = _inner(self.tiling, self._shares, window, tile, box)
         _add(self.total, (0, 0, 0), tile, weight, box)
-
-    def finish(self) -> None:
-        """Nothing is left to do."""
 
 
 def _on(device: torch.device, shares: Sequence[Sequence[NDArray[np.float32]]]) -> Shares:
     return [[torch.from_numpy(one).to(device) for one in axis] for axis in shares]
 
 
-def _inner(tiling: Tiling, shares: Shares, window: Triple, tile: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of a tile that lies in the volume, and its weights."""
+def _inner(
+    tiling: Tiling, shares: Shares, window: Triple, tile: Tensor, box: Box
+) -> tuple[Tensor, Tensor]:
+    """The part of a tile that lies in the volume, at ``box``, and its weights."""
     a, b, c = (shares[axis][n] for axis, n in enumerate(window))
     weight = a[:, None, None] * b[:, None] * c
     real = tuple(
         slice(before, before + part.stop - part.start)
-        for part, (before, _) in zip(tiling.inside(window), tiling.gaps, strict=True)
+        for part, (before, _) in zip(box, tiling.gaps, strict=True)
     )
     return tile[:, *real], weight[real]
 
 
-def _add(
-    block: Tensor, corner: Triple, tile: Tensor, weight: Tensor, box: tuple[slice, slice, slice]
-) -> None:
+def _add(block: Tensor, corner: Triple, tile: Tensor, weight: Tensor, box: Box) -> None:
     """Add the part of a weighted tile, which lies at ``box``, that falls into a block."""
     there, here = [], []
     for part, low, side in zip(box, corner, block.shape[1:], strict=True):

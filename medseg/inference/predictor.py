@@ -179,10 +179,11 @@ class Predictor:
         """
         plan, products = self.plan, products or Products()
         volume = TensorVolume(voxels) if isinstance(voxels, Tensor) else voxels
-        spread = products.disagreement or (self.confidence and self._setup().views > 1)
+        usual = self._setup()
+        spread = products.disagreement or (self.confidence and usual.views > 1)
         in_memory = [one for one in (product_sinks or {}).values() if isinstance(one, ArraySink)]
         wanted = replace(
-            self._setup(),
+            usual,
             extra_channels=int(spread),
             products=sum(one.array.itemsize for one in in_memory),
             keeps_labels=isinstance(sink, ArraySink),
@@ -267,7 +268,9 @@ class Predictor:
             dtype=torch.float16 if setup.half else torch.float32,
             consume=consume,
         )
-        return self._run_tiles(volume, tiling, setup, accumulator, spread=spread)
+        run = self._run_tiles(volume, tiling, setup, accumulator, spread=spread)
+        accumulator.finish()
+        return run
 
     def _run_tiles(
         self,
@@ -282,7 +285,6 @@ class Predictor:
         tiles = Tiles(volume, tiling, setup, members)
         for window, logits in tiles:
             sum_of.add(window, logits)
-        sum_of.finish()
         return Run(len(tiling), tiles.skipped, replace(setup, batch=tiles.batch))
 
     def _bell(self) -> Bell:

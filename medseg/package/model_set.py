@@ -14,18 +14,17 @@ another. Or members that were trained apart, with plans of their own, give the m
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medseg.core.errors import PackageError
 from medseg.core.labels import LabelSet
-from medseg.core.plan import Order, Plan, PostprocessStep, describe, edited, refuse_newer
+from medseg.core.plan import Order, Plan, PostprocessStep, edited, read_json_as
 from medseg.package.package import ModelPackage, bytes_of, load_package, save_package, write_whole
 
 SET_FORMAT = 1
@@ -240,15 +239,8 @@ def _verified(folder: Path) -> tuple[SetFile, Mapping[str, str], str]:
 
 
 def _parse(text: bytes, source: str) -> SetFile:
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PackageError(source, expected="JSON", got=str(error)) from error
-    refuse_newer(raw, SET_FORMAT, what="set", source=source)
-    try:
-        return SetFile.model_validate_json(text)
-    except ValidationError as error:
-        raise PackageError(source, expected="a valid set.json", got=describe(error)) from error
+    newest = {"set": SET_FORMAT}
+    return read_json_as(SetFile, text, newest, expected="a valid set.json", source=source)
 
 
 def _check_members(file: SetFile, plans: Sequence[Plan], source: str) -> None:

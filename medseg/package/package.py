@@ -16,7 +16,6 @@ It holds no case name, no path, no image and no date of a patient.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from medseg.core.errors import OutputError, PackageError
-from medseg.core.plan import PLAN_FORMAT, Plan, describe, refuse_newer
+from medseg.core.plan import PLAN_FORMAT, Plan, read_json_as
 from medseg.core.profile import Profile
 from medseg.networks.build import build_network
 
@@ -325,18 +324,9 @@ def bytes_of(path: Path) -> bytes:
 
 
 def _parse(text: bytes, folder: Path) -> ModelFile:
+    newest = {"package": PACKAGE_FORMAT, "plan": PLAN_FORMAT}
     source = str(folder / "model.json")
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PackageError(source, expected="JSON", got=str(error)) from error
-    refuse_newer(raw, PACKAGE_FORMAT, what="package", source=source)
-    inner = raw.get("plan") if isinstance(raw, dict) else None
-    refuse_newer(inner, PLAN_FORMAT, what="plan", source=source)
-    try:
-        return ModelFile.model_validate_json(text)
-    except ValidationError as error:
-        raise PackageError(source, expected="a valid model.json", got=describe(error)) from error
+    return read_json_as(ModelFile, text, newest, expected="a valid model.json", source=source)
 
 
 def _check_fit(network: nn.Module, weights: Weights) -> None:

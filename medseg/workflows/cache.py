@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from medseg.core.errors import InputError
-from medseg.core.settings import TrainSettings
-from medseg.datasets.open import open_dataset
-from medseg.datasets.scheme import training_scheme
-from medseg.inference.device import choose_device
 from medseg.io.atomic import remove_leftovers, write_text
 from medseg.training.cache import build_cache
 from medseg.training.cache_store import NOTE, read_case
-from medseg.workflows.plan import decide, look_into, splits_of
-from medseg.workflows.run import Progress, Run
+from medseg.workflows.plan import decide, look_into, settled, splits_of
+from medseg.workflows.run import Progress
 
 
 def build(
@@ -44,23 +40,14 @@ def build(
     Raises:
         OutputError: The disk has no room.
     """
-    built = TrainSettings.build(config=None, pairs=settings.pop("set", ()), stated=settings)
-    data = open_dataset(dataset)
-    run = Run(
-        dataset=data,
-        labels=training_scheme(data, built.labels).labels,
-        settings=built,
-        folder=Path(out),
-        device=choose_device(built.device),
-        progress=progress,
-        stop=stop,
-    )
+    run = settled(dataset, Path(out), settings, progress=progress, stop=stop)
     splits = splits_of(run)
     fingerprint = look_into(run, splits)
-    plan = decide(run, fingerprint, changes=built.plan_changes(), folds_left=len(splits))
+    changes = run.settings.plan_changes()
+    plan = decide(run, fingerprint, changes=changes, folds_left=len(splits))
     folder = run.folder / "cache"
     named = sorted({c for split in splits.values() for c in split.train + split.validation})
-    build_cache(folder, data.select(tuple(named)), plan, progress=run.phase("preprocess"))
+    build_cache(folder, run.dataset.select(tuple(named)), plan, progress=run.phase("preprocess"))
     write_text(run.folder / "plan.json", plan.to_json())
     return {"folder": str(folder), "cases": len(named), "bytes": _total(_cases_below(folder))}
 

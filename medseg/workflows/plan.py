@@ -69,21 +69,11 @@ def plan(
         DatasetError: The dataset does not hold together.
         SettingsError: A setting is unknown or does not fit.
     """
-    built = TrainSettings.build(config=config, pairs=settings.pop("set", ()), stated=settings)
-    data = open_dataset(dataset)
-    check_network(built.network)
-    run = Run(
-        dataset=data,
-        labels=training_scheme(data, built.labels).labels,
-        settings=built,
-        folder=Path(),
-        device=choose_device(built.device),
-        progress=progress,
-        stop=stop,
-    )
+    run = settled(dataset, Path(), settings, config=config, progress=progress, stop=stop)
     splits = splits_of(run)
     fingerprint = look_into(run, splits)
-    made = decide(run, fingerprint, changes=built.plan_changes(), folds_left=len(splits))
+    changes = run.settings.plan_changes()
+    made = decide(run, fingerprint, changes=changes, folds_left=len(splits))
     if out is not None:
         write_text(Path(out), made.to_json())
     return {
@@ -91,6 +81,44 @@ def plan(
         "rows": [vars(row) for row in explain(made)],
         **({"file": str(out)} if out is not None else {}),
     }
+
+
+def settled(
+    dataset: str | Path,
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    config: str | Path | None = None,
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> Run:
+    """A run that is to be planned: the dataset opened, the settings and their labels checked.
+
+    Args:
+        dataset: As for ``train``.
+        folder: Of the run.
+        settings: As for ``train``, with ``set``.
+        config: A preset by name, or a YAML file.
+        progress: Called with (phase, done, total, note).
+        stop: Asked after each case.
+
+    Raises:
+        DatasetError: The dataset does not hold together.
+        SettingsError: A setting is unknown or does not fit.
+    """
+    stated = {key: value for key, value in settings.items() if key != "set"}
+    built = TrainSettings.build(config=config, pairs=settings.get("set", ()), stated=stated)
+    data = open_dataset(dataset)
+    check_network(built.network)
+    return Run(
+        dataset=data,
+        labels=training_scheme(data, built.labels).labels,
+        settings=built,
+        folder=folder,
+        device=choose_device(built.device),
+        progress=progress,
+        stop=stop,
+    )
 
 
 def splits_of(run: Run) -> dict[str, Split]:

@@ -12,18 +12,14 @@ import numpy as np
 
 from medseg.core.errors import SettingsError
 from medseg.core.plan import Plan
-from medseg.core.settings import TrainSettings
 from medseg.datasets.dataset import Split
-from medseg.datasets.open import open_dataset
-from medseg.datasets.scheme import training_scheme
-from medseg.inference.device import choose_device
 from medseg.io.atomic import write_bytes
 from medseg.report.batches import Patch, draw_batches
 from medseg.report.previews import png_of
 from medseg.training.cache import build_cache
 from medseg.training.loader import Batches
-from medseg.workflows.plan import decide, look_into, splits_of
-from medseg.workflows.run import Progress, Run
+from medseg.workflows.plan import decide, look_into, settled, splits_of
+from medseg.workflows.run import Progress
 
 if TYPE_CHECKING:
     from medseg.transforms.augment import Variation
@@ -63,31 +59,23 @@ def preview_batches(
     path = Path(out)
     if path.suffix.lower() != ".png":
         raise SettingsError("--out", expected="a name ending in .png", got=str(out))
-    built = TrainSettings.build(config=None, pairs=settings.pop("set", ()), stated=settings)
-    data = open_dataset(dataset)
-    run = Run(
-        dataset=data,
-        labels=training_scheme(data, built.labels).labels,
-        settings=built,
-        folder=path.parent,
-        device=choose_device("cpu"),
-        progress=progress,
-        stop=stop,
-    )
+    on_cpu = {**settings, "device": "cpu"}
+    run = settled(dataset, path.parent, on_cpu, progress=progress, stop=stop)
     learn = next(iter(splits_of(run).values())).train
     few = learn[:: max(1, len(learn) // _CASES)][:_CASES]
     fingerprint = look_into(run, {"some": Split(few, ())})
-    plan = decide(run, fingerprint, changes=built.plan_changes(), folds_left=1)
+    plan = decide(run, fingerprint, changes=run.settings.plan_changes(), folds_left=1)
     with tempfile.TemporaryDirectory() as folder:
-        cached = build_cache(Path(folder), data.select(few), plan, progress=run.phase("preprocess"))
-        source = Batches(cached, plan, seed=built.seed, device=run.device)
+        cases, report = run.dataset.select(few), run.phase("preprocess")
+        cached = build_cache(Path(folder), cases, plan, progress=report)
+        source = Batches(cached, plan, seed=run.settings.seed, device=run.device)
         drawn = [_patches(source, plan, step) for step in range(batches)]
     sides = [side or 1.0 for side in plan.spacing_mm]
     sheet = draw_batches(
         [batch[:_SAMPLES_IN_A_ROW] for batch in drawn],
         plan.labels,
         spacing_mm=(sides[0], sides[1], sides[2]),
-        title=f"{data.name}: patches of {' x '.join(map(str, plan.patch_size))}",
+        title=f"{run.dataset.name}: patches of {' x '.join(map(str, plan.patch_size))}",
     )
     write_bytes(path, png_of(sheet))
     notes = [patch.note for batch in drawn for patch in batch]

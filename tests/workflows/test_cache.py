@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,14 +11,6 @@ from medseg.cli.app import run
 from medseg.core.errors import InputError
 from medseg.workflows.cache import build, clean, listing
 from tests.phantoms import write_msd_dataset
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Any:
-    log = logging.getLogger("medseg")
-    before = log.handlers, log.propagate, log.level
-    yield
-    log.handlers, log.propagate, log.level = before
 
 
 @pytest.fixture

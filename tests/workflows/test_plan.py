@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ from medseg.core.plan import Plan
 from medseg.planning.explain import explain
 from tests.models import small_plan
 from tests.phantoms import write_msd_dataset
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Any:
-    log = logging.getLogger("medseg")
-    before = log.handlers, log.propagate, log.level
-    yield
-    log.handlers, log.propagate, log.level = before
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +15,6 @@ from medseg.report.batches import Patch, draw_batches
 from medseg.transforms.augment import Lines, Spike, Variation
 from medseg.workflows.preview_batches import described
 from tests.phantoms import blobs, write_msd_dataset
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Any:
-    log = logging.getLogger("medseg")
-    before = log.handlers, log.propagate, log.level
-    yield
-    log.handlers, log.propagate, log.level = before
 
 
 def test_the_command_draws_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
