@@ -14,9 +14,10 @@ from typing import Any, Unpack
 
 from medseg.batch.keys import are_whole, case_key, checksums, same_content, same_key
 from medseg.batch.ledger import Entry, Ledger, read_ledger
-from medseg.batch.lock import Lock, is_held
+from medseg.batch.lock import only_run
 from medseg.core.errors import InputError, Interrupted, OutputError, SettingsError
 from medseg.io.atomic import remove_leftovers, write_text
+from medseg.io.lock import holder_of
 from medseg.workflows.api import Model
 from medseg.workflows.cases import Job
 from medseg.workflows.options import PredictKeywords
@@ -162,9 +163,9 @@ def _opened(out: Path, batch: BatchOptions) -> Iterator[Ledger]:
     home = out / FOLDER
     make_folder(home)
     with ExitStack() as stack:
-        lock = stack.enter_context(Lock(home / f"lock{batch.name}"))
+        lock = stack.enter_context(only_run(home / f"lock{batch.name}"))
         _refuse_other_parts(home, batch)
-        removed = remove_leftovers(out, dead={lock.before} - {""})
+        removed = remove_leftovers(out, dead={lock.before.process} - {""})
         if removed:
             _log.info("%d unfinished files of a run that was killed are removed", removed)
         yield stack.enter_context(Ledger(home / f"ledger{batch.name}.sqlite"))
@@ -177,7 +178,7 @@ def _refuse_other_parts(home: Path, batch: BatchOptions) -> None:
         other = lock.name.removeprefix("lock")
         if other == batch.name or (count > 1 and other.endswith(f"-of-{count}")):
             continue
-        if is_held(lock):
+        if holder_of(lock) is not None:
             raise InputError(
                 f"--out {home.parent}",
                 expected=f"no run at work but parts of {count}" if count > 1 else "no run at work",

@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medseg.batch import local, lock
+from medseg.batch import local
 from medseg.batch.ledger import read_ledger
 from medseg.batch.local import BatchOptions, predict_batch
 from medseg.cli.app import run
@@ -338,27 +338,6 @@ def test_two_runs_of_one_shard(model: Model, scans: Path, tmp_path: Path) -> Non
     assert "expected no run at work but parts of 2, got one that holds" in part
     # Nothing of it stays.
     assert predict_batch(model, scans, out)["kept"] == 4
-
-
-def test_a_lock_without_file_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As on a network disk: who holds it stands in the file.
-    monkeypatch.setattr(lock, "_lock_file", lambda file: None)
-    path = tmp_path / "out" / ".medseg" / "lock"
-    path.parent.mkdir(parents=True)
-    with lock.Lock(path):
-        assert lock.is_held(path)
-        with pytest.raises(InputError, match="no other run at work"):
-            lock.Lock(path)
-    assert not lock.is_held(path)
-    child = subprocess.Popen([sys.executable, "-c", "pass"])
-    child.wait()
-    machine = this_process().partition("-")[0]
-    path.write_text(json.dumps({"process": f"{machine}-{child.pid}", "at_s": time.time()}))
-    with lock.Lock(path) as held:
-        assert held.before == f"{machine}-{child.pid}"
-    # Of another machine nobody can tell.
-    path.write_text(json.dumps({"process": "00000000-1", "at_s": time.time()}))
-    assert lock.is_held(path)
 
 
 def test_what_killed_runs_left_is_removed(model: Model, scans: Path, tmp_path: Path) -> None:
