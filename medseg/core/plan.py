@@ -79,6 +79,11 @@ class TrainingPlan(_Frozen):
     accumulate: int = Field(
         default=1, ge=1, description="Batches whose gradients add up to one step."
     )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="Of the network in a step; weights are fp32. auto: half on a GPU, fp32 on a "
+        "CPU; the planner takes bf16 on a CPU that is quicker in it.",
+    )
     optimiser: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(default=3e-5, ge=0)

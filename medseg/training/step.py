@@ -23,9 +23,18 @@ from medseg.training.targets import Targets
 def new_state(plan: Plan, *, seed: int, device: torch.device) -> TrainState:
     """Fresh weights and optimiser, a function of the plan and the seed alone."""
     network = build_network(plan.network, seed=seed).to(device).train()
-    scaler = torch.amp.GradScaler(device.type, enabled=autocast_dtype(device) is torch.float16)
+    half = training_dtype(plan, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=half is torch.float16)
     average = copy.deepcopy(network).eval()
     return TrainState(network, average, make_optimiser(network, plan), scaler)
+
+
+def training_dtype(plan: Plan, device: torch.device) -> torch.dtype | None:
+    """In what the network computes in a step; None is fp32 without autocast."""
+    precision = plan.training.precision
+    if precision == "auto":
+        return autocast_dtype(device)
+    return torch.bfloat16 if precision == "bf16" else None
 
 
 def make_optimiser(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
@@ -76,7 +85,7 @@ class Stepper:
         self.parameters = list(state.network.parameters())
         self.largest_norm = plan.training.clip_gradient_norm
         self.loss = SegmentationLoss(plan, device, total=self.team.total)
-        self.half = autocast_dtype(device)
+        self.half = training_dtype(plan, device)
         self.shared = self.team.share_gradients(state.network, device)
         self.forward = torch.compile(self.shared) if compiled else self.shared
 

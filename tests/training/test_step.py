@@ -52,3 +52,31 @@ def test_the_average_moves_by_hand() -> None:
     state.step = 10_000
     update_average(state, 0.5)
     assert float(next(state.average.parameters()).detach().flatten()[0]) == pytest.approx(2.75)
+
+
+@pytest.mark.parametrize(("precision", "inside"), [("fp32", torch.float32), ("auto", torch.float32),
+                                                   ("bf16", torch.bfloat16)])  # fmt: skip
+def test_a_step_computes_in_the_precision_of_the_plan(
+    precision: str, inside: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(**{"training.precision": precision})
+    state = new_state(plan, seed=0, device=CPU)
+    step_once, seen = Stepper(state, plan, CPU), []
+    loss_of = step_once.loss
+    monkeypatch.setattr(
+        step_once, "loss", lambda outputs, *a, **k: seen.append(outputs[0].dtype)
+        or loss_of(outputs, *a, **k)
+    )  # fmt: skip
+    seed_step(3, 0, 0)
+    loss, norm = step_once([Batches(CASES, plan, seed=0, device=CPU).batch(0)], 1e-3)
+    assert seen == [inside]
+    assert {value.dtype for value in state.network.parameters()} == {torch.float32}
+
+    exact = small_plan(**{"training.precision": "fp32"})
+    state = new_state(exact, seed=0, device=CPU)
+    seed_step(3, 0, 0)
+    wanted = Stepper(state, exact, CPU)([Batches(CASES, exact, seed=0, device=CPU).batch(0)], 1e-3)
+    # bf16 has 8 bits of mantissa.
+    close = 0.02 if inside is torch.bfloat16 else 0.0
+    assert float(loss) == pytest.approx(float(wanted[0]), rel=close)
+    assert float(norm) == pytest.approx(float(wanted[1]), rel=5 * close)

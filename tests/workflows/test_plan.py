@@ -53,6 +53,23 @@ def test_the_plan_of_train_is_that_of_plan(data: Path, tmp_path: Path) -> None:
     assert told == again
 
 
+def test_a_processor_that_is_quicker_in_bf16_trains_in_it(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medseg.workflows.plan.bf16_pays", lambda device: True)
+    options: dict[str, Any] = {"set": ["base_features=4"], "device": "cpu"}
+    told = medseg.plan(data, **options)["plan"]
+    assert told["training"]["precision"] == "bf16"
+    assert "as fast as in fp32" in told["reasons"]["precision"]
+    # Another processor must come to the same bits, and what is set is set.
+    exact = medseg.plan(data, deterministic=True, **options)["plan"]
+    assert exact["training"]["precision"] == "auto"
+    options["set"] = [*options["set"], "plan.training.precision=fp32"]
+    stated = medseg.plan(data, **options)["plan"]
+    assert stated["training"]["precision"] == "fp32"
+    assert "precision" not in stated["reasons"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
