@@ -1,9 +1,8 @@
 """Preprocessed cases on disk, made once, read by patch.
 
 A case lies in a folder named by a hash of its files and of all in the plan that changes
-voxels, so that runs with other plans can share a cache. A folder appears whole or not at all:
-two writers at once do some work twice and harm nothing, and what a killed run has finished is
-kept.
+voxels, so that runs with other plans can share a cache. A folder appears whole or not at all,
+and what a killed run has finished is kept. Runs that make one cache at once share the work.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,6 +38,7 @@ from medseg.training.cache_store import (
     read_case,
     write_case,
 )
+from medseg.training.cache_turns import InUse, remove_stale, turn
 from medseg.transforms.preprocess import RestoreRecord, preprocess_mask, preprocess_scan
 
 CACHE_FORMAT = 2
@@ -46,6 +47,8 @@ _PLACES_PER_CLASS = 10_000
 _USUAL_BYTES, _MOST_BYTES = 1.9, 3.0
 # Copies of a case that preprocessing holds, at its own and at the plan's spacing.
 _COPIES = 5
+# Until it is asked again whether another process has made a case.
+_ANOTHER_LOOK_S = 0.2
 Progress = Callable[[int, int, str], None]
 _log = logging.getLogger(__name__)
 
@@ -88,39 +91,44 @@ def build_cache(
         plan: Only what changes the voxels counts towards the key of a case.
         workers: Threads, as many as cores by default, and fewer where the memory is short; the
             array work releases the interpreter.
-        progress: Called with (done, total, case id).
+        progress: Called with (done, total, case id), and while another process makes a case.
 
     Raises:
-        OutputError: The disk has no room for what is missing; nothing is written then.
+        OutputError: The disk has no room for what is missing; no case is written then.
     """
-    key = _plan_key(plan)
+    key, told = _plan_key(plan), progress or (lambda done, total, note: None)
     homes = [folder / _folder_name(case, key) for case in cases]
-    found = [read_case(home) for home in homes]
+    folder.mkdir(parents=True, exist_ok=True)
+    use = InUse(folder)
+    found = [read_case(home, use=use) for home in homes]
     lacking = [case for case, stored in zip(cases, found, strict=True) if stored is None]
     cores = workers or os.cpu_count() or 1
     if lacking:
-        folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        for home, stored in zip(homes, found, strict=True):
-            if stored is None and home.is_dir():  # damaged, or cut short by a loss of power
-                shutil.rmtree(home, ignore_errors=True)
+        remove_stale(folder)
         cores = _announce(folder, lacking, plan, cores)
 
-    def one(number: int) -> CachedCase:
-        case, home = cases[number], homes[number]
-        stored = found[number] or _preprocess(case, plan, home, key=key)
-        return CachedCase(
-            case.id, stored.image, stored.label, stored.places,
-            known=plan.scheme.known(case.annotated), missing=case.missing,
-        )  # fmt: skip
+    def one(number: int) -> StoredCase | None:
+        return found[number] or _made(cases[number], plan, homes[number], key=key, use=use)
 
     done: list[CachedCase] = []
     with _threads_of_torch(1 if cores > 1 else None), ThreadPoolExecutor(cores) as pool:
-        for case, cached in zip(cases, pool.map(one, range(len(cases))), strict=True):
-            done.append(cached)
-            if progress is not None:
-                progress(len(done), len(cases), case.id)
+        for number, found_now in enumerate(pool.map(one, range(len(cases)))):
+            case, stored = cases[number], found_now
+            while stored is None:
+                told(len(done), len(cases), f"{case.id}, which another process makes")
+                time.sleep(_ANOTHER_LOOK_S)
+                stored = one(number)
+            done.append(_as_cached(case, plan, stored))
+            told(len(done), len(cases), case.id)
     return done
+
+
+def _as_cached(case: Case, plan: Plan, stored: StoredCase) -> CachedCase:
+    return CachedCase(
+        case.id, stored.image, stored.label, stored.places,
+        known=plan.scheme.known(case.annotated), missing=case.missing,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -204,7 +212,24 @@ def _folder_name(case: Case, key: str) -> str:
     return hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _preprocess(case: Case, plan: Plan, home: Path, *, key: str) -> StoredCase:
+def _made(case: Case, plan: Plan, home: Path, *, key: str, use: InUse) -> StoredCase | None:
+    """The case, made if it is not there; None where another process is at it."""
+    with turn(home) as mine:
+        if not mine:
+            return None
+        stored = read_case(home, use=use)  # another process may have been quicker
+        if stored is not None:
+            return stored
+        if home.is_dir():  # damaged, or cut short by a loss of power
+            shutil.rmtree(home, ignore_errors=True)
+        _preprocess(case, plan, home, key=key)
+        stored = read_case(home, use=use)
+    if stored is None:
+        raise damaged(home, "a folder that was changed at once")
+    return stored
+
+
+def _preprocess(case: Case, plan: Plan, home: Path, *, key: str) -> None:
     mask, grid = read_case_mask(case)
     image, record = preprocess_scan(read_case_image(case), plan)
     label, geometry = preprocess_mask(mask, grid.geometry, plan, crop=record.crop)
@@ -217,13 +242,9 @@ def _preprocess(case: Case, plan: Plan, home: Path, *, key: str) -> StoredCase:
                 thin=plan.patch_size[2] == 1,
             )  # fmt: skip
     except OutputError:
-        # Another process may have been quicker; what it wrote is the same.
+        # On a disk without locks another process may have been quicker; it wrote the same.
         if read_case(home) is None:
             raise
-    stored = read_case(home)
-    if stored is None:
-        raise damaged(home, "a folder that was changed at once")
-    return stored
 
 
 def _places(label: NDArray[Any], *, ignored: int | None = None) -> NDArray[np.int32]:

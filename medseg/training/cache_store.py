@@ -43,10 +43,13 @@ class StoredArray:
         path: A ``.b2nd`` file.
         shape: Of the array.
         dtype: Of its numbers.
+        use: Kept as long as the array: the mark that its cache is in use.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.path, self.shape, self.dtype = path, shape, dtype
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], *, use: object = None
+    ) -> None:
+        self.path, self.shape, self.dtype, self.use = path, shape, dtype, use
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         array = self._opened()
@@ -147,8 +150,13 @@ def write_case(
     (folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
 
 
-def read_case(folder: Path) -> StoredCase | None:
-    """Open a case; None where there is none, or one that was cut short."""
+def read_case(folder: Path, *, use: object = None) -> StoredCase | None:
+    """Open a case; None where there is none, or one that was cut short.
+
+    Args:
+        folder: Of the case.
+        use: Kept as long as the case: the mark that its cache is in use.
+    """
     try:
         note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
         sizes = {name: (folder / name).stat().st_size for name in note["bytes"]}
@@ -160,8 +168,8 @@ def read_case(folder: Path) -> StoredCase | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return StoredCase(
-        StoredArray(folder / "image.b2nd", shape, np.dtype(np.float32)),
-        StoredArray(folder / "label.b2nd", shape[1:], kind),
+        StoredArray(folder / "image.b2nd", shape, np.dtype(np.float32), use=use),
+        StoredArray(folder / "label.b2nd", shape[1:], kind, use=use),
         Places(folder / "places.npy", table),
         note,
     )

@@ -13,6 +13,7 @@ from medseg.core.errors import InputError
 from medseg.io.atomic import remove_leftovers, write_text
 from medseg.training.cache import build_cache
 from medseg.training.cache_store import NOTE, read_case
+from medseg.training.cache_turns import remove_stale, users_of
 from medseg.workflows.plan import decide, look_into, settled, splits_of
 from medseg.workflows.run import Progress
 
@@ -86,16 +87,23 @@ def listing(folder: str | Path) -> list[dict[str, Any]]:
 def clean(folder: str | Path) -> dict[str, int]:
     """Remove the cached cases in a folder and below; nothing else is touched.
 
-    A run that is at work on them stops with an error, and ``--resume`` makes them anew.
-
     Returns:
         ``{"cases": how many, "bytes": how much was freed}``.
 
     Raises:
-        InputError: There is no such folder.
+        InputError: There is no such folder, or another process is at work on cases in it;
+            nothing is removed then.
     """
     top = _there(folder)
     homes = _cases_below(top)
+    for parent in sorted({home.parent for home in homes}):
+        if users := users_of(parent):
+            raise InputError(
+                f"cache {parent}",
+                expected="no run at work on it",
+                got="; ".join(map(str, users)),
+                cure="Wait for it or stop it, and clean again; nothing was removed.",
+            )
     freed = _total(homes)
     for home in homes:
         # The note first: without it what is left counts as nothing.
@@ -103,6 +111,7 @@ def clean(folder: str | Path) -> dict[str, int]:
         shutil.rmtree(home, ignore_errors=True)
     for parent in {home.parent for home in homes}:
         remove_leftovers(parent)
+        remove_stale(parent)
         if parent != top and not any(parent.iterdir()):
             parent.rmdir()
     return {"cases": len(homes), "bytes": freed}

@@ -6,7 +6,9 @@ import logging
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.training import cache
 from medseg.training.cache import CachedCase, build_cache
 from medseg.training.cache_store import StoredArray, read_case
+from medseg.training.cache_turns import remove_stale, users_of
 from medseg.training.loader import Batches
 from medseg.transforms.steps import preprocessing
 from tests.models import small_plan
@@ -141,6 +144,105 @@ def test_two_writers_at_once_harm_nothing(data: Dataset, tmp_path: Path) -> None
     assert all(read_case(home) is not None for home in homes(tmp_path))
     for one, other in zip(made[0], made[2], strict=True):
         np.testing.assert_array_equal(np.asarray(one.image), np.asarray(other.image))
+
+
+# Another process that makes or reads a cache: it waits for a line, makes it case by case, tells
+# how many cases it made itself, and holds them until its input ends.
+_ANOTHER = """
+import sys, time
+from pathlib import Path
+from medseg.datasets.open import open_dataset
+from medseg.training import cache
+from tests.models import small_plan
+
+made, real = [], cache._preprocess
+
+def slowly(case, plan, home, *, key):
+    made.append(case.id)
+    print("making", flush=True)
+    time.sleep(float(sys.argv[3]))
+    real(case, plan, home, key=key)
+
+cache._preprocess = slowly
+print("ready", flush=True)
+sys.stdin.readline()
+cases = open_dataset(Path(sys.argv[1])).cases
+held = cache.build_cache(Path(sys.argv[2]), cases, small_plan(), workers=1)
+print("made", len(made), flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextmanager
+def another(data: Dataset, folder: Path, *, case_s: float = 0.2) -> Iterator[subprocess.Popen[str]]:
+    """A process that is ready to begin."""
+    command = [sys.executable, "-c", _ANOTHER, str(data.folder), str(folder), str(case_s)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            assert told(child) == "ready"
+            yield child
+        finally:
+            child.kill()
+
+
+def told(child: subprocess.Popen[str], *, say: str = "") -> str:
+    """Its next line; what is said comes first."""
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write(say)
+    child.stdin.flush()
+    return child.stdout.readline().strip()
+
+
+def test_two_processes_share_the_work(data: Dataset, tmp_path: Path) -> None:
+    with another(data, tmp_path) as one, another(data, tmp_path) as two:
+        for child in (one, two):
+            assert told(child, say="go\n") == "making"
+        counts = []
+        for child in (one, two):
+            while (line := told(child)) == "making":
+                pass
+            counts.append(int(line.removeprefix("made ")))
+        assert sum(counts) == len(data.cases) == 4
+        assert min(counts) >= 1
+    assert all(read_case(home) is not None for home in homes(tmp_path))
+    assert len(homes(tmp_path)) == 4
+
+
+def test_a_case_of_a_process_that_was_killed_is_made_by_another(
+    data: Dataset, tmp_path: Path
+) -> None:
+    notes: list[str] = []
+    with another(data, tmp_path, case_s=60) as child:
+        assert told(child, say="go\n") == "making"
+
+        def note(done: int, total: int, text: str) -> None:
+            notes.append(text)
+            child.kill()
+
+        assert len(build_cache(tmp_path, data.cases, small_plan(), progress=note)) == 4
+    assert notes[0] == f"{data.cases[0].id}, which another process makes"
+    assert notes[-1] == data.cases[3].id
+    remove_stale(tmp_path)
+    assert sorted(tmp_path.iterdir()) == homes(tmp_path)
+
+
+def test_who_uses_a_cache_is_known_as_long_as_it_does(data: Dataset, tmp_path: Path) -> None:
+    build_cache(tmp_path, data.cases, small_plan())
+    with another(data, tmp_path) as child:
+        assert users_of(tmp_path) == []
+        assert told(child, say="go\n") == "made 0"
+        (user,) = users_of(tmp_path)
+        assert user.pid == child.pid
+        told(child, say="end\n")
+        child.wait()
+        assert users_of(tmp_path) == []
+    held = build_cache(tmp_path, data.cases, small_plan())
+    assert list(tmp_path.glob(".reading-*"))
+    del held
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_batches_are_those_of_arrays_in_memory(data: Dataset, tmp_path: Path) -> None:

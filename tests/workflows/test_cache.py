@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,15 @@ from medseg.cli.app import run
 from medseg.core.errors import InputError
 from medseg.workflows.cache import build, clean, listing
 from tests.phantoms import write_msd_dataset
+
+_HOLD = """
+import sys
+from pathlib import Path
+from medseg.io.lock import Lock
+held = Lock.take(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -47,6 +58,27 @@ def test_clean_asks_before_it_removes(runs: Path, capsys: pytest.CaptureFixture[
     assert len(listing(runs)) == 2
     assert run(["cache", "list", str(runs)]) == 0
     assert "runs" in " ".join(capsys.readouterr().out.split())
+
+
+def test_clean_refuses_while_a_run_is_at_work(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark = runs / "two/cache/.reading-another"
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(mark)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=rf"no run at work on it, got process {child.pid} on"):
+            clean(runs)
+        assert run(["cache", "clean", str(runs / "two"), "--yes"]) == 2
+        assert "nothing was removed" in " ".join(capsys.readouterr().err.split())
+        assert sum(row["cases"] for row in listing(runs)) == 8
+        assert clean(runs / "one")["cases"] == 4
+        child.kill()
+    assert clean(runs)["cases"] == 4
+    assert not (runs / "two/cache").exists()
 
 
 def test_damaged_cases_are_told_and_removed(runs: Path) -> None:
