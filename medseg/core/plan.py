@@ -84,7 +84,7 @@ class TrainingPlan(_Frozen):
         description="Of the network in a step; weights are fp32. auto: half on a GPU, fp32 on a "
         "CPU; the planner takes bf16 on a CPU that is quicker in it.",
     )
-    optimiser: Literal["adamw", "sgd"] = "adamw"
+    optimiser: Literal["adamw", "sgd", "muon"] = "adamw"
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(default=3e-5, ge=0)
     warmup_share: float = Field(default=0.03, ge=0, lt=1)

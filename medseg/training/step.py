@@ -16,6 +16,7 @@ from medseg.inference.device import autocast_dtype
 from medseg.networks.build import build_network
 from medseg.training.checkpoint import TrainState
 from medseg.training.losses import SegmentationLoss
+from medseg.training.muon import Muon
 from medseg.training.processes import Team
 from medseg.training.targets import Targets
 
@@ -38,12 +39,14 @@ def training_dtype(plan: Plan, device: torch.device) -> torch.dtype | None:
 
 
 def make_optimiser(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum 0.99 (as nnU-Net trains)."""
+    """Muon, AdamW, or SGD with Nesterov momentum 0.99 (as nnU-Net trains)."""
     rate, decay = plan.training.learning_rate, plan.training.weight_decay
     if plan.training.optimiser == "sgd":
         return torch.optim.SGD(
             network.parameters(), lr=rate, momentum=0.99, nesterov=True, weight_decay=decay
         )
+    if plan.training.optimiser == "muon":
+        return Muon(network, lr=rate, weight_decay=decay)
     return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)
 
 

@@ -58,7 +58,7 @@ def test_the_loss_falls_and_the_inner_case_is_found(tmp_path: Path) -> None:
     assert [facts["step"] for facts in seen] == list(range(20, 241, 20))
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd", "muon"])
 def test_stop_and_resume_is_bit_equal(tmp_path: Path, optimiser: str) -> None:
     plan = {"training.optimiser": optimiser}
     with deterministic(True):
