@@ -56,7 +56,11 @@ def train_command(
         typer.Option("--target-memory", help="What a training step may take, e.g. 8GB."),
     ] = None,
     configuration: Annotated[
-        str | None, typer.Option("--configuration", help="auto, 2d, 3d or 3d-low (coarse grid).")
+        str | None,
+        typer.Option(
+            "--configuration",
+            help="auto, 2d, 3d or 3d-low (coarse grid); several (2d,3d) or best: the best is kept.",
+        ),
     ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Wall time of the whole run, e.g. 10min.")
@@ -146,6 +150,15 @@ def _show(result: dict[str, Any]) -> None:
 
     console = Console()
     metrics = result["metrics"]
+    if compared := result.get("configurations"):
+        from medseg.report.configurations import HEADS, configuration_rows
+
+        standings = Table(*HEADS, title=f"Configurations, {compared['cases']} cases")
+        for cells in configuration_rows(compared):
+            standings.add_row(*cells)
+        console.print(standings)
+        for note in (compared["reason"], *compared["notes"]):
+            console.print(note, highlight=False)
     if metrics and "labels" in metrics:
         table = Table(title=f"Validation, {len(metrics['cases'])} cases")
         for column in ("label", "Dice", "IoU", "HD95 (mm)", "NSD"):

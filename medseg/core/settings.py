@@ -20,6 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from medseg.core.errors import SettingsError
 from medseg.core.plan import first_fault
 
+# How the dimensions of a network are chosen: one of these, several of the named ones with
+# commas, which are then compared, or "best": all that the planner finds sensible.
+CONFIGURATIONS = ("auto", "2d", "3d", "3d-low")
 _UNITS_S = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
 _PROJECT_CONFIGS = Path(__file__).parents[2] / "configs"
 _SHIPPED_CONFIGS = Path(__file__).parents[1] / "configs"
@@ -73,7 +76,9 @@ class TrainSettings(BaseModel):
     base_features: int | None = Field(
         default=None, ge=4, le=512, description="Channels of the finest stage; null: by budget."
     )
-    configuration: Literal["auto", "2d", "3d", "3d-low"] = "auto"
+    configuration: str = Field(
+        default="auto", description="auto, 2d, 3d, 3d-low; several with commas, or best."
+    )
     preset: Literal["small", "medium", "large"] | None = None
     target_memory: str | None = Field(
         default=None, description="What a training step may take of the device, e.g. 8GB."
@@ -88,11 +93,28 @@ class TrainSettings(BaseModel):
     def _fold_as_text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) else value
 
+    @field_validator("configuration", mode="before")
+    @classmethod
+    def _known_configurations(cls, value: object) -> str:
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
+        names = [str(name).strip() for name in parts]
+        if len(names) == 1 and names[0] in (*CONFIGURATIONS, "best"):
+            return names[0]
+        if len(set(names)) < len(names) or not set(names) <= set(CONFIGURATIONS[1:]):
+            several = ", ".join(CONFIGURATIONS[1:])
+            raise ValueError(f"auto, best, or one or several of {several} with commas")
+        return ",".join(names)
+
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.budget_s is not None and self.epochs is not None:
             raise ValueError("a budget or a number of epochs, not both")
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether several configurations are to be trained and compared."""
+        return self.configuration == "best" or "," in self.configuration
 
     def plan_changes(self) -> dict[str, object]:
         """The changes to the plan with dotted keys: ``training.learning_rate`` -> value."""

@@ -8,9 +8,9 @@ from math import prod
 from medseg.core.augmentation_plan import AugmentationPlan
 from medseg.core.errors import SettingsError
 from medseg.core.plan import ChannelFacts, ChannelPlan, Fingerprint, Spacing, Triple
+from medseg.core.settings import CONFIGURATIONS
 from medseg.planning.fingerprint import ANISOTROPIC
 
-CONFIGURATIONS = ("auto", "2d", "3d", "3d-low")
 # A patch that shows less of a scan than this lacks context; a coarser grid is then worth a look
 # (nnU-Net's rule, Isensee et al., Nature Methods 18, 2021).
 SEEN_ENOUGH = 0.25
@@ -36,7 +36,7 @@ def choose_dimensions(fingerprint: Fingerprint, asked: str, *, seen: float) -> D
 
     Args:
         fingerprint: Of the training cases.
-        asked: One of ``CONFIGURATIONS``; ``auto`` decides.
+        asked: One of ``settings.CONFIGURATIONS``; ``auto`` decides.
         seen: Share of a typical scan that a 3D patch on the finest grid shows.
 
     Raises:
@@ -87,6 +87,18 @@ def takes_single_slices(fingerprint: Fingerprint, asked: str) -> bool:
         return asked == "2d" or fingerprint.two_dimensional
     steps = sorted(fingerprint.median_spacing_mm)
     return steps[2] > ANISOTROPIC * steps[0] and min(fingerprint.median_shape) < _FEW_SLICES
+
+
+def sensible(fingerprint: Fingerprint, *, seen: float) -> tuple[str, ...]:
+    """The configurations that are worth comparing.
+
+    Args:
+        fingerprint: Of the training cases.
+        seen: As for :func:`choose_dimensions`.
+    """
+    if fingerprint.two_dimensional or min(fingerprint.median_shape) == 1:
+        return ("2d",)
+    return ("2d", "3d") if seen >= SEEN_ENOUGH else ("2d", "3d", "3d-low")
 
 
 def choose_axis_order(fingerprint: Fingerprint, taken: str) -> Triple:

@@ -42,7 +42,7 @@ class Wish:
         patch_voxels: Most voxels of a patch, where no memory is given.
         batch_size: Patches per step, the least where a memory is given.
         coarsening: Factor by which the grid gets coarser, for lack of time.
-        configuration: One of ``choices.CONFIGURATIONS``.
+        configuration: One of ``settings.CONFIGURATIONS``.
         target_bytes: What a training step may take of the device's memory; None leaves it
             to ``patch_voxels``.
         step_bytes: What a step of a plan takes, estimated or measured.
@@ -82,9 +82,8 @@ def draft_plan(fingerprint: Fingerprint, labels: LabelSet, wish: Wish) -> Plan:
         SettingsError: Not even the smallest patch fits into the memory; or there is no such
             configuration or network.
     """
-    fine = _grid(fingerprint, "3d", 1.0)
-    fine_patch, _, _ = patch_and_strides(fine.shape, fine.voxel_mm, wish.patch_voxels)
-    seen = min(1.0, prod(fine_patch) / prod(fine.shape))
+    fine, fine_patch = _fine_patch(fingerprint, wish.patch_voxels)
+    seen = share_seen(fingerprint, wish.patch_voxels)
     dims = choose_dimensions(fingerprint, wish.configuration, seen=seen)
     factor = coarsening_for(fine.shape, fine_patch) if dims.taken == "3d-low" else 1.0
     grid = _grid(fingerprint, dims.taken, wish.coarsening * factor)
@@ -98,6 +97,22 @@ def draft_plan(fingerprint: Fingerprint, labels: LabelSet, wish: Wish) -> Plan:
     else:
         plan = _within_memory(plan_of, grid, fingerprint, wish=wish)
     return plan.model_copy(update={"reasons": {**dims.reasons, **plan.reasons}})
+
+
+def share_seen(fingerprint: Fingerprint, patch_voxels: int) -> float:
+    """Share of a typical scan that a 3D patch on the finest grid shows.
+
+    Args:
+        fingerprint: Of the training cases.
+        patch_voxels: Most voxels of a patch.
+    """
+    fine, patch = _fine_patch(fingerprint, patch_voxels)
+    return min(1.0, prod(patch) / prod(fine.shape))
+
+
+def _fine_patch(fingerprint: Fingerprint, patch_voxels: int) -> tuple[_Grid, Triple]:
+    fine = _grid(fingerprint, "3d", 1.0)
+    return fine, patch_and_strides(fine.shape, fine.voxel_mm, patch_voxels)[0]
 
 
 def _grid(fingerprint: Fingerprint, taken: str, coarsening: float) -> _Grid:

@@ -42,7 +42,7 @@ class Means:
         widest: Most channels of any stage.
         training_s: Time for the steps; None when their number is given.
         enough_steps: How many steps a wider network must still get.
-        configuration: One of ``choices.CONFIGURATIONS``.
+        configuration: One of ``settings.CONFIGURATIONS``.
         target_bytes: What a training step may take of the device's memory; the largest patch
             that fits then replaces ``patch_voxels``. None where nobody said.
         step_bytes: What a step of a plan takes, estimated or measured.

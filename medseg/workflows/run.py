@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.core.errors import FileError, Interrupted, SettingsError
 from medseg.core.labels import LabelSet
-from medseg.core.plan import Plan
+from medseg.core.plan import Fingerprint, Plan
 from medseg.core.settings import TrainSettings
 from medseg.datasets.dataset import Dataset, Split
 from medseg.io.atomic import remove_leftovers, write_text
@@ -30,7 +30,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """What every part of a run needs to know."""
+    """What every part of a run needs to know.
+
+    ``fingerprint`` is there where the cases were looked into for several runs at once.
+    """
 
     dataset: Dataset
     labels: LabelSet
@@ -42,6 +45,7 @@ class Run:
     team: Team = field(default_factory=Team)
     resumed: bool = False
     began: float = field(default_factory=time.perf_counter)
+    fingerprint: Fingerprint | None = None
 
     def phase(self, name: str) -> Callable[[int, int, str], None]:
         """Progress of one phase; between two cases it is also where a stop is heard."""
@@ -137,7 +141,7 @@ def open_run(run: Run, splits: dict[str, Split], *, resume: bool) -> Ground | No
             )
         write_text(note, json.dumps(asked, indent=2))
         return None
-    if not resume and not _has_plan(note):
+    if not resume and not was_decided(note):
         # Stopped before anything was decided (a fault in the dataset, say): start afresh.
         write_text(note, json.dumps(asked, indent=2))
         return None
@@ -212,9 +216,11 @@ def _changed(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return changed
 
 
-def _has_plan(note: Path) -> bool:
+def was_decided(note: Path) -> bool:
+    """Whether a run got beyond checking its cases, by its ``run.json``."""
     try:
-        return "plan" in json.loads(note.read_text(encoding="utf-8"))
+        facts = json.loads(note.read_text(encoding="utf-8"))
+        return "plan" in facts or "configurations" in facts
     except (OSError, ValueError):
         return False
 

@@ -13,7 +13,8 @@
       outcome.json               what a fold took, once it is done
       failed_batch/              only where a loss was not finite twice: what was learned from
 
-``--fold all`` trains each fold into ``RUN/fold_N`` and joins them in ``RUN/model``.
+``--fold all`` trains each fold into ``RUN/fold_N`` and joins them in ``RUN/model``. Several
+configurations get a run folder each within ``RUN``: :mod:`medseg.workflows.configurations`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from medseg.planning.presets import check_network
 from medseg.training.budget import measure_case, typical_case
 from medseg.training.determinism import deterministic
 from medseg.training.processes import device_of, team_of
+from medseg.workflows.configurations import train_configurations
 from medseg.workflows.fine_tune import Start, changes_of
 from medseg.workflows.fold import train_fold
 from medseg.workflows.judge import join_folds
@@ -70,7 +72,8 @@ def train(
     Returns:
         ``{"model": path, "metrics": {...} or None, "seconds": {phase: s}, "steps": n,
         "report": path}``; in
-        those processes of a torchrun that do not lead, an empty dictionary.
+        those processes of a torchrun that do not lead, an empty dictionary. Of several
+        configurations also ``"configurations"``, what ``configurations.json`` holds.
 
     Raises:
         DatasetError: The dataset does not hold together.
@@ -104,6 +107,8 @@ def train(
 def _train(run: Run) -> dict[str, Any]:
     """All folds, one after another. One process leads; others help where a network learns."""
     splits = splits_of(run)
+    if run.settings.compares:
+        return train_configurations(run, splits, _train)
     named = run.settings.start_from
     start = None if named is None else Start.read(named)
     ground = None
@@ -127,7 +132,7 @@ def _train(run: Run) -> dict[str, Any]:
 
 def _lay_ground(run: Run, splits: dict[str, Split], start: Start | None) -> Ground:
     """Check, fingerprint, preprocess, plan: all that comes before the first step."""
-    fingerprint = look_into(run, splits)
+    fingerprint = run.fingerprint or look_into(run, splits)
     write_text(run.folder / "fingerprint.json", fingerprint.model_dump_json(indent=2))
     changes = changes_of(start, run, fingerprint)
     plan = decide(run, fingerprint, changes=changes, folds_left=len(splits))
