@@ -61,7 +61,9 @@ def choose_dimensions(fingerprint: Fingerprint, asked: str, *, seen: float) -> D
     if asked != "auto":
         taken, why = asked, "as asked for"
     elif takes_single_slices(fingerprint, asked):
-        taken, why = "2d", "neighbouring slices hardly belong together"
+        alone = slices == 1
+        why = "a scan has one slice" if alone else "neighbouring slices hardly belong together"
+        taken = "2d"
     else:
         taken, why = "3d", "neighbouring slices tell what one alone does not"
     reasons = {"configuration": f"{taken}: {why}; {about[taken]}"}
@@ -85,6 +87,8 @@ def takes_single_slices(fingerprint: Fingerprint, asked: str) -> bool:
     """Whether the network will see single slices."""
     if asked != "auto" or fingerprint.two_dimensional:
         return asked == "2d" or fingerprint.two_dimensional
+    if min(fingerprint.median_shape) == 1:
+        return True
     steps = sorted(fingerprint.median_spacing_mm)
     return steps[2] > ANISOTROPIC * steps[0] and min(fingerprint.median_shape) < _FEW_SLICES
 
@@ -102,10 +106,14 @@ def sensible(fingerprint: Fingerprint, *, seen: float) -> tuple[str, ...]:
 
 
 def choose_axis_order(fingerprint: Fingerprint, taken: str) -> Triple:
-    """The RAS axis of each working axis: for single slices the coarsest axis comes last."""
+    """The RAS axis of each working axis: for single slices the one across them comes last.
+
+    That is an axis of a single voxel where there is one, else the coarsest.
+    """
     if taken != "2d" or fingerprint.two_dimensional:
         return 0, 1, 2
-    coarse = max(range(3), key=lambda axis: (fingerprint.median_spacing_mm[axis], axis))
+    shape, steps = fingerprint.median_shape, fingerprint.median_spacing_mm
+    coarse = max(range(3), key=lambda axis: (shape[axis] == 1, steps[axis], axis))
     first, second = (axis for axis in range(3) if axis != coarse)
     return first, second, coarse
 

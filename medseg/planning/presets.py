@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from medseg.core.errors import SettingsError
+from medseg.core.errors import DatasetError, SettingsError
 from medseg.core.network_options import NETWORK_KINDS
 from medseg.core.optional import require
 from medseg.core.plan import NetworkPlan, Triple
@@ -24,6 +24,7 @@ _WIDEST = {2: 512, 3: 320}
 _REFERENCE_BATCH = {2: 12, 3: 2}
 _LEAST_BATCH = 2
 _SHRINK = 0.95
+_LEAST_VOXELS = 4**3
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def fit(name: str, ground: Ground, draft: Frame) -> Fitted:
 
     Raises:
         SettingsError: No network has that name.
+        DatasetError: The scans are single voxels.
     """
     check_network(name)
     preset = PRESETS.get(name)
@@ -147,7 +149,7 @@ def fit(name: str, ground: Ground, draft: Frame) -> Fitted:
         patch, network = fit_network(preset.network, frame)
         network = _blocks(network, preset)
         found = feature_values(network, patch) if limit else 0
-        if found <= limit or len(frame.strides) == 1:
+        if found <= limit or len(frame.strides) <= 2:
             break
         voxels = int(voxels * _SHRINK)
     if not limit:
@@ -181,6 +183,15 @@ def feature_values(network: NetworkPlan, patch: Triple) -> int:
 
 
 def _framed(ground: Ground, draft: Frame, voxels: int) -> Frame:
+    if max(ground.shape) == 1:
+        raise DatasetError(
+            "training scans",
+            expected="more than one voxel",
+            got="1 x 1 x 1, the typical scan on the plan's grid",
+            cure="See medseg check for the sizes of the scans.",
+        )
+    # With fewer voxels nothing is left to pool; a preset's search may come so far.
+    voxels = max(voxels, _LEAST_VOXELS)
     patch, strides, kernels = patch_and_strides(ground.shape, ground.spacing_mm, voxels)
     return replace(draft, patch=patch, strides=strides, kernels=kernels)
 

@@ -25,6 +25,10 @@ def patch_and_strides(
         shape: Typical scan on the working grid; a side of 1 is never pooled.
         spacing_mm: Of the working grid.
         voxels: Most voxels of the patch, before it is rounded up to what pooling needs.
+
+    Returns:
+        At least two stages, but for a patch of a single voxel: a patch too short to be halved
+        is lengthened along its fine axes.
     """
     spacing, sides = np.array(spacing_mm), np.array(shape, dtype=np.float64)
     patch = _fit_patch(sides, spacing, voxels)
@@ -42,6 +46,10 @@ def patch_and_strides(
         strides.append(as_triple(step))
         # Once it is 3 it stays 3, also where an axis is too short to be pooled further.
         kernels.append(as_triple(np.maximum(kernels[-1], _kernel(scale, patch))))
+    if len(strides) == 1 and (patch > 1).any():
+        patch, step = _halved_once(patch, spacing)
+        strides.append(as_triple(step))
+        kernels.append(as_triple(np.maximum(kernels[0], _kernel(spacing * step, patch))))
     divisor = np.prod(np.array(strides), axis=0)
     return as_triple(np.ceil(patch / divisor) * divisor), tuple(strides), tuple(kernels)
 
@@ -62,6 +70,17 @@ def _fit_patch(sides: NDArray[Any], spacing: NDArray[Any], voxels: int) -> NDArr
         patch[over] = sides[over]
         free = free & ~over
     return np.maximum(1, np.floor(patch + 1e-6))
+
+
+def _halved_once(patch: NDArray[Any], spacing: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A short patch made even along its fine axes, and the step that halves it."""
+    wide = patch > 1
+    step = np.where(wide & (spacing < 2 * spacing[wide].min()), 2, 1)
+    even = np.ceil(patch / step) * step
+    if (even == step).all():
+        # At one voxel a norm would have nothing to norm.
+        even[np.argmax(np.where(step == 2, patch, 0))] *= 2
+    return even, step
 
 
 def _kernel(spacing: NDArray[Any], patch: NDArray[Any]) -> Triple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,73 @@ def test_a_scan_that_is_smaller_than_the_patch_gives_its_room_to_the_other_axes(
     assert patch == (192, 192, 8)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (1, 40, 3), (7, 4, 30), (5, 5, 1)])
-def test_tiny_scans(shape: tuple[int, int, int]) -> None:
-    patch, strides, kernels = patch_and_strides(shape, (1.0, 2.0, 3.0), 64**3)
-    assert all(side >= size for side, size in zip(patch, shape, strict=True))
-    for step, kernel in zip(strides, kernels, strict=True):
-        for axis, size in enumerate(shape):
-            assert step[axis] == 1 or size >= 8
-            assert kernel[axis] == 1 or size > 1
+TINY = [
+    (8, 8, 5), (5, 4, 3), (2, 3, 5), (3, 3, 3), (2, 1, 2), (7, 4, 30), (30, 20, 2), (64, 3, 3),
+    (1, 40, 3), (1, 24, 18), (24, 1, 18), (7, 5, 1), (1, 30, 1), (5, 5, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", TINY)
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (1.0, 2.0, 3.0), (4.0, 0.5, 0.7)])
+def test_tiny_scans_have_two_stages(
+    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
+) -> None:
+    patch, strides, kernels = patch_and_strides(shape, spacing_mm, 64**3)
+    assert len(strides) == len(kernels) >= 2
+    divisor = np.prod(strides, axis=0)
+    assert not np.any(np.array(patch) % divisor)
+    assert np.prod(patch) > np.prod(divisor)
+    for axis, size in enumerate(shape):
+        assert size <= patch[axis] < size + max(2, divisor[axis]) + 1
+        if size == 1:  # never pooled, never looked around
+            assert patch[axis] == divisor[axis] == 1
+            assert {kernel[axis] for kernel in kernels} == {1}
+
+
+def test_tiny_scans_by_hand() -> None:
+    # Equal sides: each is made even and halved once. Beside axes half as fine those wait.
+    assert patch_and_strides((5, 3, 7), (1.0, 1.0, 1.0), 4096)[:2] == (
+        (6, 4, 8), ((1, 1, 1), (2, 2, 2)),
+    )  # fmt: skip
+    assert patch_and_strides((5, 3, 7), (1.0, 1.0, 2.0), 4096)[:2] == (
+        (6, 4, 7), ((1, 1, 1), (2, 2, 1)),
+    )  # fmt: skip
+    # Two voxels would become one, which no norm can take.
+    assert patch_and_strides((2, 2, 1), (1.0, 1.0, 1.0), 4096)[0] == (4, 2, 1)
+
+
+@pytest.mark.parametrize("shape", TINY)
+@pytest.mark.parametrize("target", [None, 400_000_000])
+def test_a_network_learns_from_tiny_scans(shape: tuple[int, int, int], target: int | None) -> None:
+    facts = fingerprint(
+        median_shape=shape, two_dimensional=shape[2] == 1, median_spacing_mm=(1.0, 1.0, 1.5),
+        low_spacing_mm=(1.0, 1.0, 1.5),
+    )  # fmt: skip
+    plan = make_plan(facts, LABELS, replace(MEANS, target_bytes=target), width=4)
+    assert (plan.network.spatial_dims == 2) == (1 in shape)
+    network = build_network(plan.network, seed=0).train()
+    outputs = network(torch.rand(2, 1, *plan.patch_size))
+    sum(logits.square().sum() for logits in outputs).backward()
+    assert outputs[0].shape == (2, 4, *plan.patch_size)
+    assert all(weight.grad is not None for weight in network.parameters() if weight.ndim == 5)
+
+
+def test_a_scan_of_one_slice_is_cut_across_its_single_axis() -> None:
+    # All sides are 1 mm, so that no axis is the coarsest.
+    plan = make_plan(fingerprint(median_shape=(30, 1, 40)), LABELS, MEANS, width=4)
+    assert plan.axis_order == (0, 2, 1)
+    assert plan.spacing_mm == (1.0, 1.0, None)
+    assert (plan.patch_size, plan.network.spatial_dims) == ((32, 40, 1), 2)
+    assert "a scan has one slice" in plan.reasons["configuration"]
+    deep = replace(MEANS, configuration="3d")
+    plan = make_plan(fingerprint(median_shape=(30, 1, 40)), LABELS, deep, width=4)
+    assert (plan.patch_size[1], plan.network.spatial_dims) == (1, 3)
+
+
+@pytest.mark.parametrize("name", ["unet", "residual_unet_m"])
+def test_scans_of_one_voxel_are_refused(name: str) -> None:
+    with pytest.raises(DatasetError, match="expected more than one voxel, got 1 x 1 x 1"):
+        make_plan(fingerprint(median_shape=(1, 1, 1)), LABELS, MEANS, network=name)
 
 
 sides = st.integers(1, 600)

@@ -81,7 +81,17 @@ def test_mednext_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(36, 50, 35), (512, 512, 40), (300, 280, 9), (64, 48, 1), (700, 500, 1), (12, 9, 8)]
+    "shape",
+    [
+        (36, 50, 35),
+        (512, 512, 40),
+        (300, 280, 9),
+        (64, 48, 1),
+        (700, 500, 1),
+        (12, 9, 8),
+        (5, 3, 4),
+        (6, 3, 1),
+    ],
 )
 @pytest.mark.parametrize("name", [*NETWORK_KINDS, *PRESETS])
 def test_every_network_fits_every_grid(name: str, shape: tuple[int, int, int]) -> None:
