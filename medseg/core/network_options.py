@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -99,7 +99,8 @@ class NetworkKind:
         supervised: It has heads for deep supervision.
         counted: Its stages have as many convolutions (blocks) as the plan says.
         any_size: What is traced at one size of tile holds for all.
-        learning_rate: What AdamW begins with.
+        optimiser: What it learns best with.
+        learning_rate: What that begins with.
         needs: A package that the extra ``transformers`` brings; "" for none.
     """
 
@@ -109,6 +110,7 @@ class NetworkKind:
     supervised: bool = False
     counted: bool = False
     any_size: bool = True
+    optimiser: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 2e-3
     needs: str = ""
 
@@ -119,24 +121,28 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
         "Ronneberger et al., MICCAI 2015; as in Isensee et al., Nature Methods 18, 2021",
         supervised=True,
         counted=True,
+        optimiser="muon",
     ),
     "residual_unet": NetworkKind(
         "U-Net with a residual encoder",
         "Isensee et al., nnU-Net Revisited, MICCAI 2024",
         supervised=True,
         counted=True,
+        optimiser="muon",
     ),
     "fcn": NetworkKind(
         "FCN: scores of coarse stages, added",
         "Long et al., CVPR 2015",
         options=FcnOptions,
         counted=True,
+        optimiser="muon",
     ),
     "deeplab": NetworkKind(
         "DeepLabV3+: atrous pyramid and a small decoder",
         "Chen et al., ECCV 2018",
         options=DeeplabOptions,
         counted=True,
+        optimiser="muon",
     ),
     "dynunet": NetworkKind(
         "MONAI's DynUNet", "Isensee et al., arXiv:1904.08128", options=DynunetOptions

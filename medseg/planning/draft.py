@@ -29,6 +29,10 @@ _MOST_IN_A_BATCH = 8
 # A batch with more of all voxels than this sees the same cases again and again (nnU-Net's rule).
 _MOST_OF_ALL_VOXELS = 0.05
 _GB = 1e9
+_OPTIMISERS = {
+    "muon": "kernels learn in all directions alike; AdamW needs about twice the steps",
+    "adamw": "what this network was published with",
+}
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,7 @@ def _plan_on(
         network=fitted.network,
         training=TrainingPlan(
             batch_size=fitted.batch_size or wish.batch_size,
+            optimiser=fitted.network.kind.optimiser,
             learning_rate=fitted.network.kind.learning_rate,
             augmentation=augmentation.model_copy(
                 update={"mirror_axes": tuple(axis for axis in working if axis < 2 or not flat)}
@@ -217,6 +222,7 @@ def _plan_on(
             "mirror_axes": mirror_reason,
             "left_right_pairs": pairs_reason,
             "augmentation": augmentation_reason,
+            "optimiser": _OPTIMISERS[fitted.network.kind.optimiser],
             "learning_rate": f"usual for {fitted.network.name}",
         },
     )

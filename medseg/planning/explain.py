@@ -39,6 +39,7 @@ def explain(plan: Plan) -> list[Row]:
         "network": network.name,
         "strides": f"{len(network.strides)} stages, coarsest step {_sides(network.divisor)}",
         "features": ", ".join(map(str, network.features)),
+        "optimiser": training.optimiser,
         "learning_rate": f"{training.learning_rate:g}",
         "augmentation": _steps(plan),
         "mirror_axes": ", ".join(map(str, training.augmentation.mirror_axes)) or "none",

@@ -115,15 +115,21 @@ def kernels_of(network: nn.Module) -> list[Tensor]:
 def orthogonal(matrices: Tensor) -> Tensor:
     """The orthogonal matrices nearest to (N, rows, columns), their singular values about 1.
 
-    By five rounds of an odd polynomial (Newton-Schulz), without a decomposition. A matrix of
+    By five rounds of an odd polynomial (Newton-Schulz), without a decomposition. With X_0 the
+    matrix and A_k = X_k X_k^T, each round is X_k+1 = (a + b A_k + c A_k^2) X_k: the factors are
+    small squares, so the long matrix is needed at the begin and at the end alone. A matrix of
     zeros stays so.
     """
     flat = matrices.shape[1] > matrices.shape[2]
     found = matrices.transpose(1, 2) if flat else matrices
     found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    gram = found @ found.transpose(1, 2)
     a, b, c = _POLYNOMIAL
+    identity = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device).expand_as(gram)
+    whole: Tensor = identity
     for _ in range(_ROUNDS):
-        square = found @ found.transpose(1, 2)
-        odd = torch.baddbmm(square, square, square, beta=b, alpha=c)
-        found = torch.baddbmm(found, odd, found, beta=a)
+        factor = a * identity + torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        whole = factor @ whole
+        gram = factor @ gram @ factor
+    found = torch.bmm(whole, found)
     return found.transpose(1, 2) if flat else found
