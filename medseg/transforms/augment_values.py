@@ -1,7 +1,8 @@
 """Changes of intensity: a whole batch at once, in place, on the device where it lies.
 
 What is linear along an axis (blur, ghosts, motion, low resolution) is one small matrix per
-axis: on a CPU and on a GPU nothing is quicker than a matrix product.
+axis. A matrix product is the quickest on a GPU, where each call counts. On a CPU few shifted
+additions are quicker: a patch stays in its cache, and a pass over it costs next to nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.transforms.augment import Lines, Spike, Variation, Vector
-from medseg.transforms.resample import axis_weights, nearest_index
+from medseg.transforms.resample import axis_weights, linear_taps, nearest_index
 
 Matrices = dict[int, NDArray[np.float64]]
 # Lines of k-space about the middle that no ghost weakens, as a share: they are the brightness.
 _KEPT = 0.02
+# Widest Gaussian that is added up tap by tap on a CPU, in voxels.
+_MOST_SIGMA = 3.0
 
 
 def vary_intensity(batch: Tensor, variations: Sequence[Variation]) -> Tensor:
@@ -51,7 +54,11 @@ def _vary_as_the_scanner(sample: Tensor, variation: Variation) -> None:
     """Bias field, k-space, sharpness and noise, in the order in which they come about."""
     if variation.bias is not None:
         _add_bias(sample, variation.bias)
-    _along_axes(sample, _blur_and_lines(tuple(sample.shape[1:]), variation))
+    # More taps than that cost more than a matrix product does.
+    taps = sample.device.type == "cpu" and 0 < variation.blur_sigma < _MOST_SIGMA
+    _along_axes(sample, _blur_and_lines(tuple(sample.shape[1:]), variation, taps))
+    if taps:
+        _blur_by_taps(sample, variation.blur_sigma)
     if variation.spike is not None:
         _add_wave(sample, variation.spike)
     if variation.noise_std > 0:
@@ -86,30 +93,33 @@ def _stretch(x: Tensor, factor: Tensor) -> Tensor:
     """About the mean of each channel, within its range."""
     mean = _per_channel(x.mean)
     low, high = _per_channel(x.amin), _per_channel(x.amax)
-    return torch.clamp(x.mul_(factor).add_(mean * (1 - factor)), low, high, out=x)
+    x.mul_(factor).add_(mean * (1 - factor))
+    # torch.clamp with two tensors is several times as slow.
+    return torch.minimum(torch.maximum(x, low, out=x), high, out=x)
 
 
 def _bend(x: Tensor, gamma: Tensor) -> Tensor:
     """Bend the range, then give back the mean and standard deviation (as nnU-Net does)."""
     low, high = _per_channel(x.amin), _per_channel(x.amax)
-    std, mean = _moments(x)
+    mean = _per_channel(x.mean)
+    spread = _spread(x.sub_(mean))
     span = (high - low).clamp_(min=1e-7)
-    # A power by way of the logarithm: torch is several times as quick with it.
-    x.sub_(low).div_(span).clamp_(min=0).log_().mul_(gamma).exp_()
-    new_std, new_mean = _moments(x)
-    ratio = std / new_std.clamp_(min=1e-8)
-    return x.mul_(ratio).add_(mean - new_mean * ratio)
+    # A power by way of the logarithm: torch is twice as quick with it.
+    x.sub_(low - mean).div_(span).clamp_(min=0).log2_().mul_(gamma).exp2_()
+    x.sub_(_per_channel(x.mean))
+    return x.mul_(spread / _spread(x).clamp_(min=1e-8)).add_(mean)
 
 
 def _bend_inverted(x: Tensor, gamma: Tensor) -> Tensor:
     return _bend(x.neg_(), gamma).neg_()
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviation and mean of each channel."""
-    std, mean = torch.std_mean(x, dim=(-3, -2, -1), keepdim=True)
-    # A patch of one voxel has no spread.
-    return std.nan_to_num_(0.0), mean
+def _spread(x: Tensor) -> Tensor:
+    """Root of the sum of squares of each channel; ten times as quick as torch's deviation."""
+    # Rows first: a float that adds up millions of squares loses digits.
+    rows = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    result: Tensor = torch.linalg.vector_norm(rows, dim=(-3, -2, -1), keepdim=True)
+    return result
 
 
 def _add_noise(sample: Tensor, variation: Variation) -> None:
@@ -158,13 +168,14 @@ def _along_axes(sample: Tensor, matrices: Matrices) -> None:
                 channel.copy_(weights @ channel if axis == 1 else channel @ weights.T)
 
 
-def _blur_and_lines(shape: tuple[int, ...], variation: Variation) -> Matrices:
+def _blur_and_lines(shape: tuple[int, ...], variation: Variation, taps: bool) -> Matrices:
+    """What befalls each axis as a matrix; where the blur is by ``taps``, without it."""
     found: Matrices = {}
     for lines in variation.lines:
         side = shape[lines.axis]
         if side > 1:
             found[lines.axis] = line_matrix(side, lines) @ found.get(lines.axis, np.eye(side))
-    if variation.blur_sigma > 0:
+    if variation.blur_sigma > 0 and not taps:
         for axis, side in enumerate(shape):
             if side > 1:
                 blur = blur_matrix(side, variation.blur_sigma)
@@ -172,14 +183,46 @@ def _blur_and_lines(shape: tuple[int, ...], variation: Variation) -> Matrices:
     return found
 
 
+def _blur_by_taps(sample: Tensor, sigma: float) -> None:
+    """Multiply (C, I, J, K) by :func:`blur_matrix` along each axis."""
+    middle, *taps = blur_taps(sigma).tolist()
+    spare = torch.empty_like(sample[0])
+    for channel in sample:
+        old, new = channel, spare
+        for axis, side in enumerate(channel.shape):
+            if side > 1:
+                _add_taps(old, new.copy_(old).mul_(middle), axis, taps)
+                old, new = new, old
+        if old is spare:
+            channel.copy_(spare)
+
+
+def _add_taps(x: Tensor, result: Tensor, axis: int, taps: Sequence[float]) -> None:
+    side = x.shape[axis]
+    first, last = x.narrow(axis, 0, 1), x.narrow(axis, side - 1, 1)
+    for shift, weight in enumerate(taps, start=1):
+        edge = min(shift, side)
+        inner = side - edge
+        result.narrow(axis, edge, inner).add_(x.narrow(axis, 0, inner), alpha=weight)
+        result.narrow(axis, 0, inner).add_(x.narrow(axis, edge, inner), alpha=weight)
+        result.narrow(axis, 0, edge).add_(first, alpha=weight)
+        result.narrow(axis, inner, edge).add_(last, alpha=weight)
+
+
+def blur_taps(sigma: float) -> NDArray[np.float64]:
+    """Weights of a Gaussian from its middle outwards, cut off at three sigma; twice all is 1."""
+    reach = max(1, round(3 * sigma))
+    bell = np.exp(-0.5 * (np.arange(reach + 1) / sigma) ** 2)
+    return np.asarray(bell / (bell[0] + 2 * bell[1:].sum()))
+
+
 def blur_matrix(side: int, sigma: float) -> NDArray[np.float64]:
     """(side, side): a Gaussian, cut off at three sigma; the edge is repeated."""
-    reach = max(1, round(3 * sigma))
-    bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     matrix = np.zeros((side, side))
     rows = np.arange(side)
-    for offset, weight in zip(range(-reach, reach + 1), bell / bell.sum(), strict=True):
-        np.add.at(matrix, (rows, np.clip(rows + offset, 0, side - 1)), weight)
+    for offset, weight in enumerate(blur_taps(sigma)):
+        for shift in {offset, -offset}:
+            np.add.at(matrix, (rows, np.clip(rows + shift, 0, side - 1)), weight)
     return matrix
 
 
@@ -202,17 +245,24 @@ def _coarsen(sample: Tensor, factor: float) -> None:
     """Take the nearest of fewer voxels along each axis, and interpolate them linearly."""
     shape = tuple(sample.shape[1:])
     small = [max(1, round(side / factor)) for side in shape]
-    index = [
-        torch.from_numpy(nearest_index(side, few)).to(sample.device)
-        for side, few in zip(shape, small, strict=True)
-    ]
-    a, b, c = (
-        axis_weights(few, side, 1).to(sample.device) for side, few in zip(shape, small, strict=True)
+    few = sample
+    for axis, (side, fewer) in enumerate(zip(shape, small, strict=True), start=1):
+        index = torch.from_numpy(nearest_index(side, fewer)).to(sample.device)
+        few = few.index_select(axis, index)
+    few = few @ axis_weights(small[2], shape[2], 1).to(sample.device).T
+    few = _between(few, 2, *linear_taps(small[1], shape[1]))
+    sample.copy_(_between(few, 1, *linear_taps(small[0], shape[0])))
+
+
+def _between(
+    x: Tensor, axis: int, below: NDArray[Any], above: NDArray[Any], share: NDArray[Any]
+) -> Tensor:
+    """Interpolate (C, I, J, K) linearly along one axis."""
+    low, high = (
+        x.index_select(axis, torch.from_numpy(index).to(x.device)) for index in (below, above)
     )
-    for channel in sample:
-        few = channel[index[0][:, None, None], index[1][:, None], index[2]]
-        few = b @ (few @ c.T)
-        channel.copy_((a @ few.flatten(1)).view_as(channel))
+    weight = torch.from_numpy(share.astype(np.float32)).to(x.device)
+    return low.lerp_(high, weight.view([-1 if n == axis else 1 for n in range(4)]))
 
 
 def _box(shape: tuple[int, ...], centre: Vector, sides: Vector) -> tuple[slice, ...]:

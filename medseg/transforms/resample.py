@@ -134,7 +134,7 @@ def axis_weights(old: int, new: int, order: int) -> Tensor:
     prefilter and sampling are one matrix.
     """
     if order == 1:
-        below, above, weight = _neighbours(old, new)
+        below, above, weight = linear_taps(old, new)
         rows, matrix = np.arange(new), np.zeros((new, old))
         np.add.at(matrix, (rows, below), 1.0 - weight)
         np.add.at(matrix, (rows, above), weight)
@@ -187,7 +187,7 @@ def resample_labels(
     if labels.shape == shape:
         return labels
     axes = [
-        _nearest(old, new) if order == 0 else _neighbours(old, new)
+        _nearest(old, new) if order == 0 else linear_taps(old, new)
         for old, new, order in zip(labels.shape, shape, rules.orders, strict=True)
     ]
     result = np.empty(shape, dtype=labels.dtype)
@@ -198,7 +198,7 @@ def resample_labels(
     return result
 
 
-def _neighbours(old: int, new: int) -> list[NDArray[Any]]:
+def linear_taps(old: int, new: int) -> list[NDArray[Any]]:
     """For each new centre: the old index below, the one above, and the weight of the latter."""
     position = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
     below = np.floor(position).astype(np.intp)
