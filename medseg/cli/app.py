@@ -6,6 +6,8 @@ failed; 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import sys
 import traceback
@@ -36,6 +38,9 @@ from medseg.cli.train import train_command
 from medseg.core.errors import Interrupted, MedsegError
 
 DONE, OUR_FAULT, COULD_NOT_START, SOME_FAILED, STOPPED = 0, 1, 2, 3, 130
+# New objects after which Python looks for cycles among them; its own 700 are reached at every
+# turn while torch is loaded.
+_OBJECTS_AT_ONCE = 10_000
 
 _ABOUT = """Train organ segmenters, segment scans with them, measure how good they are.
 
@@ -140,6 +145,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry of the command ``medseg``."""
+    gc.set_threshold(_OBJECTS_AT_ONCE, *gc.get_threshold()[1:])
+    # What is there at the end goes with the process: looking through it for cycles takes longer
+    # than many a command.
+    atexit.register(gc.freeze)
     sys.exit(run(sys.argv[1:]))
 
 

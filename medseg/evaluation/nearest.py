@@ -16,7 +16,6 @@ from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import KDTree
 
 from medseg.postprocess.distances import distance_transform as distance_transform
 
@@ -66,6 +65,9 @@ def nearest_distances(
     if near > transform and points.ndim > 1:
         by_transform(left)
         return distances
+    # It takes a while to load, and near surfaces need none.
+    from scipy.spatial import KDTree
+
     tree = KDTree(_places(others, points.shape, spacing_mm), balanced_tree=False)
     wide_mm = _WIDE * float(_offsets(tuple(map(float, spacing_mm)))[1][-1])
     places = _places(where[left], points.shape, spacing_mm)

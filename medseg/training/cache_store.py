@@ -185,7 +185,8 @@ def _write_array(path: Path, array: NDArray[Any], *, thin: bool) -> None:
     sides, leading = array.shape[-3:], (1,) * (array.ndim - 3)
     chunk, block = (_THIN_CHUNK, _THIN_BLOCK) if thin else (_CHUNK, _BLOCK)
     chunks = leading + tuple(map(min, sides, chunk))
-    blocks = leading + tuple(map(min, sides, block))
+    # Blocks are filled up at the edges: alike in size they hold hardly more than voxels.
+    blocks = leading + tuple(map(_even_part, chunks[-3:], block))
     blosc2.asarray(
         np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, blocks=blocks,
         cparams={
@@ -193,6 +194,11 @@ def _write_array(path: Path, array: NDArray[Any], *, thin: bool) -> None:
             "nthreads": 1,
         },
     )  # fmt: skip
+
+
+def _even_part(side: int, most: int) -> int:
+    """The size of the fewest parts, all alike and of at most ``most``, that cover a side."""
+    return -(-side // -(-side // most))
 
 
 def damaged(path: Path, got: str) -> FileError:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import spline_filter1d
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
@@ -144,6 +143,9 @@ def axis_weights(old: int, new: int, order: int) -> Tensor:
 
 def cubic_weights(places: NDArray[Any], old: int) -> Tensor:
     """:func:`axis_weights` of order 3 for any places (new,), in voxels of the old axis."""
+    # It takes a while to load, and most plans are linear.
+    from scipy.ndimage import spline_filter1d
+
     padded = np.pad(np.eye(old), ((_SPLINE_PAD, _SPLINE_PAD), (0, 0)), mode="edge")
     coefficients = spline_filter1d(padded, order=3, axis=0, mode="mirror")
     position = places + _SPLINE_PAD

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from medseg.core.errors import InputError
@@ -22,7 +22,9 @@ def scan_from_memory(source: Any) -> Scan:
     Raises:
         InputError: It is none of these, or its voxels are no real numbers.
     """
-    if isinstance(source, nib.spatialimages.SpatialImage):
+    # Whoever has such an image has loaded nibabel; loading it here would take longer.
+    nibabel = sys.modules.get("nibabel")
+    if nibabel is not None and isinstance(source, nibabel.spatialimages.SpatialImage):
         return scan_from_nibabel(source)
     if isinstance(source, tuple) and len(source) == 2:
         return _from_array(*source)

@@ -27,7 +27,6 @@ from medseg.planning.planner import Means, make_plan, means_for
 from medseg.planning.presets import check_network
 from medseg.training.budget import measure_step, typical_case
 from medseg.training.probe import bf16_gain, bf16_pays, measured_step_bytes
-from medseg.workflows.options import parse_bytes
 from medseg.workflows.run import Progress, Run
 
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ def decide(
         made = _read_plan(Path(settings.plan_file), run, fingerprint)
         return edited(made, changes) if changes else made
     network, memory = settings.network, settings.target_memory
-    target = None if memory is None else parse_bytes(memory, name="--target-memory")
+    target = None if memory is None else _bytes(memory)
     if settings.preset is not None:
         usual, own = PRESETS[settings.preset]
         network = usual if network == "unet" else network
@@ -194,6 +193,13 @@ def _precision(run: Run) -> dict[str, object]:
     if run.settings.deterministic or not bf16_pays(run.device):
         return {}
     return {"training.precision": "bf16"}
+
+
+def _bytes(memory: str) -> int:
+    # Beside it lie the options of a prediction, which load all that segments: it takes a while.
+    from medseg.workflows.options import parse_bytes
+
+    return parse_bytes(memory, name="--target-memory")
 
 
 def _means(run: Run, fingerprint: Fingerprint, *, target: int | None, folds_left: int) -> Means:
