@@ -80,6 +80,15 @@ def evaluate_command(
         str | None,
         typer.Option(help="'nearest': bring predictions on another grid to the reference's."),
     ] = None,
+    ignore: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Voxels with this value in a reference count nowhere; by default those of the "
+            "label 'ignore' of its dataset.json.",
+        ),
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Folder of the scans, to draw them under the masks.")
     ] = None,
@@ -106,7 +115,7 @@ def evaluate_command(
             cases=None if cases is None else read_case_ids(cases), labels=labels, lesions=lesions,
             against=against, second_reader=second_reader, probabilities=probabilities,
             groups=groups, organs=organs,
-            resample=resample, images=images, workers=workers, progress=progress,
+            resample=resample, ignore=ignore, images=images, workers=workers, progress=progress,
             tables=[kind.strip() for kind in tables.split(",") if kind.strip()],
         )  # fmt: skip
     if as_json:

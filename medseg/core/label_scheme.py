@@ -112,6 +112,20 @@ class LabelScheme:
         table = (self.membership * places).max(axis=1).astype(self.dtype)
         return np.asarray(table[indices])
 
+    def layers_of(self, values: NDArray[Any], *, predicted: bool) -> NDArray[np.bool_]:
+        """Which labels a voxel of each mask value belongs to: (values, labels) bool.
+
+        Args:
+            values: (n,) values of a mask.
+            predicted: A value that paints a label stands for it and for what contains it; other
+                values mean what they mean in the dataset.
+        """
+        table = self.membership[self.to_indices(values)]
+        if predicted:
+            for place, value in enumerate(self.labels.values):
+                table[values == value] = self.shown[place + 1]
+        return np.asarray(table)
+
     def mirrored(self, pairs: Collection[tuple[str, str]]) -> NDArray[np.int64]:
         """(indices,) what each index becomes where left and right are exchanged.
 

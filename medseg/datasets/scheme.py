@@ -116,6 +116,16 @@ def annotated_values(
     return tuple(sorted({value for term in terms for value in known[term]}))
 
 
+def stated_scheme(dataset: Dataset) -> LabelScheme:
+    """What the masks of a dataset say: all labels, or all regions, and what is to be ignored.
+
+    Raises:
+        DatasetError: Regions have no order or hold background.
+    """
+    labels = _region_labels(dataset) if dataset.regions else dataset.labels
+    return LabelScheme(labels, regions=bool(dataset.regions), ignore=dataset.ignore)
+
+
 def training_scheme(dataset: Dataset, selection: str | None = None) -> LabelScheme:
     """What training learns from a dataset.
 
@@ -128,7 +138,7 @@ def training_scheme(dataset: Dataset, selection: str | None = None) -> LabelSche
             the highest, or no case has all that a label needs.
         LabelError: The selection names what is not there.
     """
-    base = _region_labels(dataset) if dataset.regions else dataset.labels
+    base = stated_scheme(dataset).labels
     highest = max(max(label.sources) for label in base.labels)
     if dataset.ignore is not None and dataset.ignore <= highest:
         raise DatasetError(

@@ -48,11 +48,13 @@ class ScoreOptions:
         voxel_mm3: Volume of a voxel; None for the product of the spacing, which on a sheared
             grid is not the same.
         workers: Threads that labels are shared out to.
+        ignored: Voxels, empty in both masks, that do not count (for kappa).
     """
 
     lesions: Collection[int] = ()
     voxel_mm3: float | None = None
     workers: int = 1
+    ignored: int = 0
 
 
 def score_case(
@@ -88,8 +90,8 @@ def score_case(
     boxes = [masks.boxes(values) for masks in both]
     voxel_mm3 = options.voxel_mm3 or float(np.prod(spacing_mm))
     ruler = Ruler(
-        tuple(float(step) for step in spacing_mm), voxel_mm3 / 1000, int(np.prod(shape)),
-        wide_axes(shape), tolerance_mm,
+        tuple(float(step) for step in spacing_mm), voxel_mm3 / 1000,
+        int(np.prod(shape)) - options.ignored, wide_axes(shape), tolerance_mm,
     )  # fmt: skip
 
     def score(value: int) -> LabelScores:

@@ -135,6 +135,20 @@ class LayeredMasks:
             layer = inside[found] | self.crop(value, found)
         return LayeredMasks(self.shape, {**self.layers, value: (found, layer)})
 
+    def without(self, left_out: NDArray[np.bool_]) -> LayeredMasks:
+        """The same where ``left_out`` (I, J, K) is False, and nothing where it is True."""
+        kept: dict[int, tuple[Box, NDArray[np.bool_]]] = {}
+        for value, (box, mask) in self.layers.items():
+            inside = mask & ~left_out[box]
+            found = box_of(inside)
+            if found is not None:
+                own = tuple(
+                    slice(side.start + part.start, side.start + part.stop)
+                    for side, part in zip(box, found, strict=True)
+                )
+                kept[value] = own, inside[found]
+        return LayeredMasks(self.shape, kept)
+
     @property
     def values(self) -> tuple[int, ...]:
         return tuple(sorted(self.layers))

@@ -32,14 +32,21 @@ def calibrate(pairs: Sequence[MaskPair], rules: Rules, folder: Path) -> dict[str
     Raises:
         InputError: No case has probabilities, or a file holds others than 0 to 1.
         GeometryError: They are not on the reference's grid.
-        LabelError: There are not as many channels as labels and background.
+        LabelError: There are not as many channels as labels and background, or labels overlap.
     """
+    if rules.regions:
+        raise LabelError(
+            f"probabilities {folder}", expected="labels that exclude one another",
+            got="regions that overlap", cure="Leave --probabilities away.",
+        )  # fmt: skip
     found = index_by_case(folder, "images")
-    cases = {
+    errors = {
         pair.case: _case_error(pair, rules, found[pair.case])
         for pair in pairs
         if pair.case in found
     }
+    # Nothing is said of a case all of whose voxels are to be ignored.
+    cases = {case: error for case, error in errors.items() if not np.isnan(error)}
     if not cases:
         raise InputError(
             f"probabilities {folder}", expected="files by the case ids, such as " + pairs[0].case,
@@ -52,7 +59,8 @@ def calibrate(pairs: Sequence[MaskPair], rules: Rules, folder: Path) -> dict[str
 
 
 def _case_error(pair: MaskPair, rules: Rules, path: Path) -> float:
-    _, reference, grid = read_pair(MaskPair(pair.case, pair.reference, None), rules)
+    truth = read_pair(MaskPair(pair.case, pair.reference, None), rules)
+    reference, grid = truth.reference, truth.scan
     scan = read_scan(path)
     gap = scan.geometry.difference(grid.geometry)
     if gap is not None:
@@ -73,4 +81,6 @@ def _case_error(pair: MaskPair, rules: Rules, path: Path) -> float:
     classes = np.zeros(image.shape, dtype=np.int32)
     for index, value in enumerate(values, start=1):
         classes[image == value] = index
-    return expected_calibration_error(voxels, classes)
+    if truth.ignored is not None:
+        voxels, classes = voxels[:, ~truth.ignored], classes[~truth.ignored]
+    return expected_calibration_error(voxels, classes) if classes.size else float("nan")

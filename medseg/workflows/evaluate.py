@@ -15,7 +15,7 @@ from medseg.evaluation.compare import compare
 from medseg.evaluation.evaluate import CaseScores, ScoreOptions, score_case, summarise
 from medseg.io.guarded import GuardedReader
 from medseg.workflows.calibration import calibrate
-from medseg.workflows.evaluation_labels import find_labels, lesion_values, organ_values
+from medseg.workflows.evaluation_labels import find_scheme, lesion_values, organ_values
 from medseg.workflows.groups import read_groups
 from medseg.workflows.mask_reading import Rules, read_pair
 from medseg.workflows.pairing import MaskPair, label_folder, pair_masks
@@ -41,6 +41,8 @@ class EvaluateOptions(TypedDict, total=False):
         organs: Every folder with masks is one case, with a file per organ. Folders called
             ``segmentations``, ``masks`` or ``organs`` are taken for that without asking.
         resample: ``"nearest"`` brings predictions on another grid to that of the reference.
+        ignore: Value of voxels in the references that count nowhere; by default that of the label
+            ``ignore`` of a ``dataset.json``.
         images: Folder of the scans, by the same case ids, for the pictures.
         tables: Formats of a table to be written besides: ``"md"``, ``"tex"``.
         workers: Cases scored at once; by default one per CPU core.
@@ -56,6 +58,7 @@ class EvaluateOptions(TypedDict, total=False):
     groups: str | Path | None
     organs: bool
     resample: str | None
+    ignore: int | None
     images: str | Path | None
     tables: Sequence[str]
     workers: int | None
@@ -76,7 +79,8 @@ def evaluate(
     The case id is the path below the folder without the suffix. A reference without a
     prediction is scored like an empty one. Label names come from the predictions' NIfTI
     header, else from a ``dataset.json`` in or above the references' folder; those of a
-    folder with a file per organ are the names of the files.
+    folder with a file per organ are the names of the files. Regions of a ``dataset.json`` (as
+    nnU-Net has them) overlap; they are scored as sets.
 
     Args:
         predictions: A folder of masks, or one mask.
@@ -106,11 +110,7 @@ def evaluate(
     groups = options.get("groups")
     grouped = {} if groups is None else read_groups(groups)
     pairs, unpaired = _pair(predictions, references, folder, options)
-    labels = find_labels(options.get("labels"), pairs, references)
-    rules = Rules(
-        tolerance_mm, labels, lesion_values(options.get("lesions"), labels),
-        organ_values(pairs, references), options.get("resample") == "nearest",
-    )  # fmt: skip
+    rules = _rules(pairs, references, tolerance_mm, options)
     missing = [pair.case for pair in pairs if pair.prediction is None]
     if allow_missing:
         pairs = [pair for pair in pairs if pair.prediction is not None]
@@ -121,7 +121,8 @@ def evaluate(
             f"all {len(failed)} cases failed", expected="one that can be scored",
             got=f"for {case}: {message}",
         )  # fmt: skip
-    result = summarise(scores, labels, tolerance_mm=tolerance_mm)
+    result = summarise(scores, rules.labels, tolerance_mm=tolerance_mm)
+    result["definitions"] |= _scheme_told(rules)
     result |= {"missing": missing, "failed": failed, "unpaired": unpaired}
     result |= _besides(scores, rules, references, options)
     result |= _by_group(scores, rules, grouped)
@@ -161,6 +162,28 @@ def _pair(
         predictions, references, cases=options.get("cases"),
         skip=None if out is None else out / "worst.png", organs=options.get("organs", False),
     )  # fmt: skip
+
+
+def _rules(
+    pairs: Sequence[MaskPair], references: Path, tolerance_mm: float, options: EvaluateOptions
+) -> Rules:
+    labels, regions, ignore = find_scheme(
+        options.get("labels"), pairs, references, ignore=options.get("ignore")
+    )
+    return Rules(
+        tolerance_mm, labels, lesion_values(options.get("lesions"), labels),
+        organ_values(pairs, references), options.get("resample") == "nearest",
+        ignore=ignore, regions=regions,
+    )  # fmt: skip
+
+
+def _scheme_told(rules: Rules) -> dict[str, str]:
+    told: dict[str, str] = {}
+    if rules.regions:
+        told["regions"] = "a label has all voxels of its region, also what another is painted over"
+    if rules.ignore is not None:
+        told["ignore"] = f"where the reference is {rules.ignore}, both masks count as empty"
+    return told
 
 
 def _besides(
@@ -247,8 +270,9 @@ def _collect(
 
 
 def _score(pair: MaskPair, rules: Rules, workers: int, reader: GuardedReader) -> CaseScores:
-    prediction, reference, scan = read_pair(pair, rules, reader)
-    options = ScoreOptions(rules.lesions, scan.geometry.voxel_volume_mm3, workers)
+    prediction, reference, scan, left_out = read_pair(pair, rules, reader)
+    ignored = 0 if left_out is None else int(left_out.sum())
+    options = ScoreOptions(rules.lesions, scan.geometry.voxel_volume_mm3, workers, ignored)
     return score_case(
         prediction, reference, spacing_mm=scan.geometry.spacing_mm, labels=rules.labels,
         tolerance_mm=rules.tolerance_mm, options=options,

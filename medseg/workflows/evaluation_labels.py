@@ -6,9 +6,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from medseg.core.errors import DatasetError, LabelError, MedsegError
+from medseg.core.errors import DatasetError, LabelError, MedsegError, SettingsError
+from medseg.core.label_scheme import LabelScheme
 from medseg.core.labels import LabelSet
+from medseg.datasets.dataset import Dataset
 from medseg.datasets.open import open_dataset
+from medseg.datasets.scheme import stated_scheme
 from medseg.io.formats import read_label_names
 from medseg.workflows.pairing import MaskPair, MaskSource, OrganFiles
 
@@ -43,6 +46,42 @@ def find_labels(
     if stated is not None and known is not None:
         _compare_names(stated, known)
     return stated or known
+
+
+def find_scheme(
+    given: LabelSet | str | None,
+    pairs: Sequence[MaskPair],
+    references: Path,
+    *,
+    ignore: int | None = None,
+) -> tuple[LabelSet | None, bool, int | None]:
+    """What to score, whether these labels are regions, and the value to be ignored.
+
+    Args:
+        given, pairs, references: As for :func:`find_labels`.
+        ignore: The value to be ignored, as the user said; None takes that of the data set.
+
+    Raises:
+        LabelError: A label is asked for by a name that is not known.
+        SettingsError: The value to be ignored is that of a label.
+    """
+    scheme = _stated_scheme(references)
+    regions = False
+    labels: LabelSet | None
+    if scheme is not None and scheme.regions and not isinstance(given, LabelSet):
+        regions = True
+        labels = scheme.labels.regroup(given) if given else scheme.labels
+    else:
+        labels = find_labels(given, pairs, references)
+    scored = {value for label in (labels.labels if labels else ()) for value in label.sources}
+    if ignore is not None and ignore in scored:
+        raise SettingsError(
+            f"--ignore {ignore}", expected="a value that is no label", got="that of a label",
+            cure="Say with --labels what is to be scored.",
+        )  # fmt: skip
+    if ignore is None and scheme is not None and scheme.ignore not in scored:
+        ignore = scheme.ignore
+    return labels, regions, ignore
 
 
 def organ_values(pairs: Sequence[MaskPair], references: Path) -> dict[str, int]:
@@ -111,11 +150,25 @@ def _names_in(prediction: MaskSource | None) -> LabelSet | None:
 
 
 def _dataset_labels(references: Path) -> LabelSet | None:
+    found = _dataset(references)
+    return None if found is None else found.labels
+
+
+def _stated_scheme(references: Path) -> LabelScheme | None:
+    found = _dataset(references)
+    try:
+        return None if found is None else stated_scheme(found)
+    except DatasetError as error:
+        _LOG.warning("regions are not scored as such: %s", error)
+        return None
+
+
+def _dataset(references: Path) -> Dataset | None:
     for folder in (references, *references.absolute().parents[:2]):
         if not (folder / "dataset.json").is_file():
             continue
         try:
-            return open_dataset(folder, lenient=True).labels
+            return open_dataset(folder, lenient=True)
         except DatasetError as error:
             _LOG.warning("label names are not taken from %s: %s", folder / "dataset.json", error)
     return None

@@ -120,7 +120,7 @@ def _pictures(
     scans = {} if images is None else index_by_case(Path(images), "images")
     pictures = []
     for pair in pairs:
-        prediction, reference, grid = read_pair(pair, rules)
+        prediction, reference, grid, _ = read_pair(pair, rules)
         voxels, modality = _scan_voxels(pair.case, grid, scans)
         masks = {"truth": _image(reference), "prediction": _image(prediction)}
         title = f"{pair.case}   Dice {_mean_dice(result, pair.case):.3f}"

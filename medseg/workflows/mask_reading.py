@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.core.errors import GeometryError
 from medseg.core.geometry import Geometry
+from medseg.core.label_scheme import LabelScheme
 from medseg.core.labels import LabelSet
 from medseg.core.scan import Scan
 from medseg.datasets.reading import HERE, Reader
@@ -33,6 +34,8 @@ class Rules:
         lesions: Values of the labels whose lesions are scored.
         organs: Value that each organ's name has in the files, where there is a file for each.
         resample: Whether another grid is brought to the reference's.
+        ignore: Value of the reference's voxels that count nowhere; None where all count.
+        regions: The labels are regions, which overlap: each has all voxels of its sources.
     """
 
     tolerance_mm: float
@@ -40,6 +43,8 @@ class Rules:
     lesions: Sequence[int] = ()
     organs: Mapping[str, int] = field(default_factory=dict)
     resample: bool = False
+    ignore: int | None = None
+    regions: bool = False
 
     @property
     def unites(self) -> bool:
@@ -49,9 +54,23 @@ class Rules:
         )
 
 
-def read_pair(
-    pair: MaskPair, rules: Rules, reader: Reader = HERE
-) -> tuple[Array | Masks, Array | Masks, Scan]:
+class TwoMasks(NamedTuple):
+    """A prediction and its reference, as they are scored.
+
+    Attributes:
+        prediction: (I, J, K), on the reference's grid.
+        reference: (I, J, K).
+        scan: The grid of both.
+        ignored: (I, J, K) bool, voxels that were emptied in both; None where there are none.
+    """
+
+    prediction: Array | Masks
+    reference: Array | Masks
+    scan: Scan
+    ignored: NDArray[np.bool_] | None = None
+
+
+def read_pair(pair: MaskPair, rules: Rules, reader: Reader = HERE) -> TwoMasks:
     """Prediction and reference (I, J, K) on one grid, and the reference's scan.
 
     Raises:
@@ -60,21 +79,52 @@ def read_pair(
         LabelError: A mask has values that are no labels.
     """
     reference, scan = _read(pair.reference, rules, reader, is_reference=True)
-    if rules.unites and rules.labels is not None and isinstance(reference, np.ndarray):
-        reference = rules.labels.to_values(rules.labels.to_classes(reference))
+    ignored = _ignored_in(reference, rules)
+    reference = _without(_meant(reference, rules, predicted=False), ignored)
     if pair.prediction is None:
-        return LayeredMasks(scan.geometry.shape, {}), reference, scan
+        return TwoMasks(LayeredMasks(scan.geometry.shape, {}), reference, scan, ignored)
     prediction, grid = _read(pair.prediction, rules, reader, is_reference=False)
     gap = grid.geometry.difference(scan.geometry)
-    if gap is None:
-        return prediction, reference, scan
-    if not rules.resample:
+    if gap is not None and not rules.resample:
         raise GeometryError(
             f"grid of {pair.prediction}", expected=f"that of {pair.reference}", got=gap,
             cure="Predict on that scan, or bring the masks to its grid with --resample nearest.",
         )  # fmt: skip
-    _LOG.info("case %s is brought to the grid of the reference: %s", pair.case, gap)
-    return _nearest_on_grid(prediction, grid.geometry, scan.geometry), reference, scan
+    if gap is not None:
+        _LOG.info("case %s is brought to the grid of the reference: %s", pair.case, gap)
+        prediction = _nearest_on_grid(prediction, grid.geometry, scan.geometry)
+    prediction = _without(_meant(prediction, rules, predicted=True), ignored)
+    return TwoMasks(prediction, reference, scan, ignored)
+
+
+def _ignored_in(reference: Array | Masks, rules: Rules) -> NDArray[np.bool_] | None:
+    if rules.ignore is None or not isinstance(reference, np.ndarray):
+        return None
+    found = np.asarray(reference == rules.ignore)
+    return found if found.any() else None
+
+
+def _meant(mask: Array | Masks, rules: Rules, *, predicted: bool) -> Array | Masks:
+    """A label image in the values that are scored, or as layers where labels overlap."""
+    if rules.labels is None or not isinstance(mask, np.ndarray):
+        return mask
+    if not rules.regions:
+        unite = rules.unites and not predicted
+        return rules.labels.to_values(rules.labels.to_classes(mask)) if unite else mask
+    scheme = LabelScheme(rules.labels, regions=True, ignore=rules.ignore)
+    top = max(int(mask.max(initial=0)), *rules.labels.values)
+    table = scheme.layers_of(np.arange(top + 1), predicted=predicted)
+    layers = ((value, table[:, n][mask]) for n, value in enumerate(rules.labels.values))
+    return LayeredMasks.cut(mask.shape, layers)
+
+
+def _without(masks: Array | Masks, ignored: NDArray[np.bool_] | None) -> Array | Masks:
+    if ignored is None:
+        return masks
+    if isinstance(masks, np.ndarray):
+        return np.where(ignored, 0, masks).astype(masks.dtype)
+    assert isinstance(masks, LayeredMasks)
+    return masks.without(ignored)
 
 
 def _read(

@@ -219,7 +219,7 @@ def _read(pair: MaskPair, rules: Rules, reader: GuardedReader) -> tuple[Any, Any
                 f"case {pair.case}", expected="one mask with all labels",
                 got=f"a file per organ in {source.folder}", cure="Join them in one mask.",
             )  # fmt: skip
-    return read_pair(pair, rules, reader)
+    return read_pair(pair, rules, reader)[:3]
 
 
 def _by_value(pairs: list[MaskPair], reader: GuardedReader) -> LabelSet:
