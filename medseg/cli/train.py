@@ -59,7 +59,7 @@ def train_command(
         str | None,
         typer.Option(
             "--configuration",
-            help="auto, 2d, 3d or 3d-low (coarse grid); several (2d,3d) or best: the best is kept.",
+            help="auto, 2d, 3d, 3d-low (coarse grid), cascade; several (2d,3d) or best: compared.",
         ),
     ] = None,
     budget: Annotated[

@@ -23,6 +23,8 @@ from medseg.core.plan import first_fault
 # How the dimensions of a network are chosen: one of these, several of the named ones with
 # commas, which are then compared, or "best": all that the planner finds sensible.
 CONFIGURATIONS = ("auto", "2d", "3d", "3d-low")
+# Two networks, one after the other.
+CASCADE = "cascade"
 _UNITS_S = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400}
 _PROJECT_CONFIGS = Path(__file__).parents[2] / "configs"
 _SHIPPED_CONFIGS = Path(__file__).parents[1] / "configs"
@@ -77,7 +79,7 @@ class TrainSettings(BaseModel):
         default=None, ge=4, le=512, description="Channels of the finest stage; null: by budget."
     )
     configuration: str = Field(
-        default="auto", description="auto, 2d, 3d, 3d-low; several with commas, or best."
+        default="auto", description="auto, 2d, 3d, 3d-low, cascade; several with commas, or best."
     )
     preset: Literal["small", "medium", "large"] | None = None
     target_memory: str | None = Field(
@@ -98,11 +100,11 @@ class TrainSettings(BaseModel):
     def _known_configurations(cls, value: object) -> str:
         parts = value if isinstance(value, list | tuple) else str(value).split(",")
         names = [str(name).strip() for name in parts]
-        if len(names) == 1 and names[0] in (*CONFIGURATIONS, "best"):
+        if len(names) == 1 and names[0] in (*CONFIGURATIONS, "best", CASCADE):
             return names[0]
         if len(set(names)) < len(names) or not set(names) <= set(CONFIGURATIONS[1:]):
             several = ", ".join(CONFIGURATIONS[1:])
-            raise ValueError(f"auto, best, or one or several of {several} with commas")
+            raise ValueError(f"auto, best, cascade, or one or several of {several} with commas")
         return ",".join(names)
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ def choose_dimensions(fingerprint: Fingerprint, asked: str, *, seen: float) -> D
             reasons[f"not_{name}"] = f"{about[name]}: {against[name]}"
     reasons["not_cascade"] = (
         "a coarse network before a fine one pays where a patch shows little of a scan; "
-        + ("here it shows enough" if seen >= SEEN_ENOUGH else "medseg trains one network")
+        + ("here it shows enough" if seen >= SEEN_ENOUGH else "see --configuration cascade")
     )
     return Dimensions(taken, reasons)
 

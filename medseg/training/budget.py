@@ -30,7 +30,9 @@ def typical_case(plan: Plan, fingerprint: Fingerprint) -> CachedCase:
     rng = np.random.default_rng(0)
     image = rng.standard_normal((len(plan.channels), *shape), dtype=np.float32)
     label = rng.integers(0, plan.scheme.indices, shape).astype(plan.scheme.dtype)
-    return CachedCase("noise", image, label, {1: np.array([[side // 2 for side in shape]])})
+    middle = {1: np.array([[side // 2 for side in shape]])}
+    earlier = np.minimum(label, plan.cascade_labels) if plan.cascade_labels else None
+    return CachedCase("noise", image, label, middle, earlier=earlier)
 
 
 def measure_step(plan: Plan, case: CachedCase, device: torch.device) -> float:
@@ -54,7 +56,7 @@ def measure_step(plan: Plan, case: CachedCase, device: torch.device) -> float:
 def measure_case(plan: Plan, case: CachedCase, device: torch.device) -> float:
     """Seconds to run the network over a case."""
     predictor = Predictor([build_network(plan.network, seed=0)], plan, device)
-    voxels = torch.from_numpy(np.asarray(case.image))
+    voxels = case.volume(plan)
     took = []
     for _ in range(2):
         started = time.perf_counter()

@@ -29,6 +29,8 @@ from medseg.core.errors import OutputError
 from medseg.core.plan import Plan
 from medseg.datasets.dataset import Case
 from medseg.datasets.reading import read_case_image, read_case_mask
+from medseg.inference.cascade import OneHotVolume
+from medseg.inference.volume import TensorVolume, Volume
 from medseg.io.atomic import remove_leftovers, whole_folder
 from medseg.training.cache_store import (
     Places,
@@ -65,6 +67,7 @@ class CachedCase:
             some voxels are to be ignored, and never of these.
         known: For each label whether it was annotated in this case; None where all were.
         missing: Channels that the case has no image of; they are 0.
+        earlier: (I, J, K) labels of a cascade's first stage, counted from 1; None without one.
     """
 
     case_id: str
@@ -73,6 +76,15 @@ class CachedCase:
     places: Mapping[int, NDArray[Any]] | Places
     known: tuple[bool, ...] | None = None
     missing: tuple[int, ...] = ()
+    earlier: NDArray[Any] | StoredArray | None = None
+
+    def volume(self, plan: Plan) -> Volume:
+        """All channels that the network of a plan takes, in memory."""
+        voxels = TensorVolume(torch.from_numpy(np.array(self.image)))
+        if self.earlier is None:
+            return voxels
+        labels = torch.from_numpy(np.asarray(self.earlier).astype(np.int32))
+        return OneHotVolume(voxels, labels, plan.cascade_labels)
 
 
 def build_cache(

@@ -132,8 +132,8 @@ def write_case(
         made_from: Plain JSON for the note.
         thin: It will be read in single slices.
     """
-    _write_array(folder / "image.b2nd", image, thin=thin)
-    _write_array(folder / "label.b2nd", label, thin=thin)
+    write_array(folder / "image.b2nd", image, thin=thin)
+    write_array(folder / "label.b2nd", label, thin=thin)
     np.save(folder / "places.npy", places[:, 1:])
     values, firsts = np.unique(places[:, 0], return_index=True)
     ends = [*firsts[1:].tolist(), len(places)]
@@ -175,7 +175,14 @@ def read_case(folder: Path, *, use: object = None) -> StoredCase | None:
     )
 
 
-def _write_array(path: Path, array: NDArray[Any], *, thin: bool) -> None:
+def write_array(path: Path, array: NDArray[Any], *, thin: bool) -> None:
+    """Write one array in compressed chunks.
+
+    Args:
+        path: ``.b2nd``.
+        array: Of three axes and more; float32 loses the end of its mantissa.
+        thin: It will be read in single slices.
+    """
     import blosc2
 
     filters, settings = [blosc2.Filter.BITSHUFFLE], [0]

@@ -20,6 +20,7 @@ from medseg.training.cache import CachedCase
 from medseg.training.sampling import ClassSampler, Spot
 from medseg.training.targets import IGNORED, Targets
 from medseg.transforms.augment import Variation, draw_variation
+from medseg.transforms.augment_earlier import EarlierFaults, draw_faults, with_faults
 from medseg.transforms.augment_space import needed_box, sample_patch
 from medseg.transforms.augment_values import vary_intensity
 
@@ -35,12 +36,14 @@ class Draw:
         centre: (3,) centre of the patch in voxels of the case.
         variation: Rotation, intensity and so on.
         blank: Channels that are 0: the case has no image of them, or chance left them out.
+        faults: Of the labels of a cascade's first stage; None without one.
     """
 
     case: int
     centre: NDArray[np.float64]
     variation: Variation
     blank: tuple[int, ...] = ()
+    faults: EarlierFaults | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,12 @@ class _Box:
     image: Tensor
     label: Tensor
     centre: NDArray[np.float64]
+    earlier: Tensor | None = None
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """What is resampled."""
+        return [self.image, self.label, *(() if self.earlier is None else (self.earlier,))]
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,7 @@ class Batches:
         if scheme.ignored is not None:
             tables = [np.where(table == scheme.ignored, IGNORED, table) for table in tables]
         self._tables = [torch.from_numpy(table).to(device) for table in tables]
+        self._earlier = [table.to(device) for table in _earlier_tables(plan)]
 
     @property
     def step_size(self) -> int:
@@ -174,7 +184,12 @@ class Batches:
             index = spot.case
             start = np.clip(spot.voxel - patch // 2, *self._reach(index))
         blank = self._blank(index, step, sample)
-        return Draw(index, start + (patch - 1) / 2, variation, blank)
+        faults = None
+        if self.plan.cascade_labels:
+            # A generator of its own, as for channels that are left out.
+            own = np.random.default_rng([self.seed, step, sample, 2])
+            faults = draw_faults(own, self.plan.cascade_labels)
+        return Draw(index, start + (patch - 1) / 2, variation, blank, faults)
 
     def _reach(self, case: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and last place where a patch of a case may start."""
@@ -222,25 +237,38 @@ class Batches:
         cut = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
         image = torch.from_numpy(np.array(case.image[:, *cut]))
         label = torch.from_numpy(_small(case.label[cut]))[None]
-        if self.device.type == "cuda":
-            image, label = image.pin_memory(), label.pin_memory()
-        return _Box(image, label, draw.centre - low)
+        earlier = None
+        if case.earlier is not None and draw.faults is not None:
+            faulty = with_faults(_small(case.earlier[cut]), draw.faults)
+            earlier = torch.from_numpy(faulty)[None]
+        box = _Box(image, label, draw.centre - low, earlier)
+        if self.device.type != "cuda":
+            return box
+        return _Box(
+            image.pin_memory(), label.pin_memory(), box.centre,
+            None if earlier is None else earlier.pin_memory(),
+        )  # fmt: skip
 
     def _finish(self, draws: list[Draw], boxes: list[_Box]) -> tuple[Tensor, Targets]:
-        images, labels = [], []
+        images, labels, coarse = [], [], []
         for draw, box in zip(draws, boxes, strict=True):
-            image, label = sample_patch(
-                [part.to(self.device, non_blocking=True) for part in (box.image, box.label)],
+            image, label, *earlier = sample_patch(
+                [part.to(self.device, non_blocking=True) for part in box.parts],
                 box.centre,
                 draw.variation,
                 patch=self.plan.patch_size,
-                nearest=(False, True),
+                nearest=(False, True, True)[: len(box.parts)],
             )
             images.append(image)
             labels.append(self._tables[self._exchanged(draw)][label[0].long()])
+            coarse += [self._earlier[self._exchanged(draw)][part.long()] for part in earlier]
         batch = vary_intensity(torch.stack(images), [draw.variation for draw in draws])
         for number, draw in enumerate(draws):
             batch[number, list(draw.blank)] = 0
+        if coarse:
+            numbers = torch.arange(1, self.plan.cascade_labels + 1, device=self.device)
+            hot = torch.stack(coarse) == numbers[:, None, None, None]
+            batch = torch.cat([batch, hot.to(batch.dtype)], dim=1)
         return batch, Targets(torch.stack(labels), self._known(draws))
 
     def _exchanged(self, draw: Draw) -> bool:
@@ -259,6 +287,17 @@ class Batches:
                     row[left], row[right] = row[right], row[left]
             rows.append([row[name] for name in names])
         return torch.tensor(rows, device=self.device)
+
+
+def _earlier_tables(plan: Plan) -> list[Tensor]:
+    """What a label of a cascade's first stage becomes, as it is and where sides are exchanged."""
+    # One beyond the last stands for voxels that were not scanned.
+    same = torch.arange(plan.cascade_labels + 2)
+    turned, names = same.clone(), plan.labels.names
+    for pair in plan.inference.left_right_pairs if plan.cascade_labels else ():
+        left, right = (names.index(name) + 1 for name in pair)
+        turned[left], turned[right] = right, left
+    return [same, turned]
 
 
 def _small(label: NDArray[Any]) -> NDArray[Any]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from medseg.core.plan import Plan
@@ -25,7 +24,7 @@ def predicted_classes(
     earlier one. What is to be ignored is background in both.
     """
     for case in cases:
-        prediction = predictor.classes(torch.from_numpy(np.array(case.image)))
+        prediction = predictor.classes(case.volume(predictor.plan))
         yield _side_by_side(case, prediction, predictor.plan)
 
 
@@ -74,10 +73,7 @@ def _binary_dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) ->
 def mean_class_dice(predictor: Predictor, cases: Sequence[CachedCase]) -> NDArray[np.float64]:
     """Mean Dice of each label over cases; NaN for a label that no case has."""
     plan = predictor.plan
-    rows = [
-        case_dice(predictor.classes(torch.from_numpy(np.array(case.image))), case, plan)
-        for case in cases
-    ]
+    rows = [case_dice(predictor.classes(case.volume(plan)), case, plan) for case in cases]
     return mean_over_cases(np.array(rows).reshape(-1, len(plan.labels)))
 
 

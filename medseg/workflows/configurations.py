@@ -37,7 +37,7 @@ from medseg.planning.planner import means_for
 from medseg.report.configurations import configurations_page
 from medseg.workflows.pairs import judge_pairs, keep_pair
 from medseg.workflows.plan import decide, look_into
-from medseg.workflows.run import Run, open_run, read_ground, was_decided
+from medseg.workflows.run import Run, open_run, read_fingerprint, read_ground, was_decided
 
 # Of a budget, for the means of two: their cases are segmented once more.
 _COMPARING = 0.1
@@ -156,11 +156,6 @@ def _trained(
     folder, whole_s = run.folder / name, run.settings.budget_s
     kept = _COMPARING if len(names) > 1 else 0.0
     share = None if whole_s is None else (1 - kept) * whole_s / len(names)
-    fingerprint = run.folder / "fingerprint.json"
-    try:
-        facts = Fingerprint.model_validate_json(fingerprint.read_bytes())
-    except (OSError, ValueError) as error:
-        raise FileError(str(fingerprint), expected="a fingerprint", got=str(error)) from error
     own = replace(
         run,
         settings=run.settings.model_copy(update={"configuration": name, "budget_s": share}),
@@ -171,7 +166,7 @@ def _trained(
         resumed=was_decided(folder / "run.json"),
         # What comes before all of them counts to the first.
         began=run.began if first else time.perf_counter(),
-        fingerprint=facts,
+        fingerprint=read_fingerprint(run.folder),
     )
     _log.info("configuration %s, %d of %d", name, names.index(name) + 1, len(names))
     result = train_one(own)

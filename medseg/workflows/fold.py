@@ -92,6 +92,11 @@ def _cached(
     cached = run.team.first(
         lambda: build_cache(run.folder / "cache", cases, ground.plan, progress=report)
     )
+    if run.earlier is not None:
+        earlier, folder = run.earlier, run.folder / "coarse"
+        cached = run.team.first(
+            lambda: earlier.attach(cached, cases, ground.plan, folder=folder, progress=report)
+        )
     return cached[: len(learn)], cached[len(learn) :]
 
 

@@ -23,7 +23,7 @@ from medseg.training.checkpoint import TrainState, environment
 from medseg.training.postprocessing import learn_postprocessing
 from medseg.workflows import segment
 from medseg.workflows.held_out import learn_from_folds
-from medseg.workflows.quality_study import joined_profile
+from medseg.workflows.quality_study import joined_profile, prepared_case
 from medseg.workflows.run import Run
 from medseg.workflows.scheme_scores import score_against_case
 
@@ -64,7 +64,8 @@ def package_fold(
         },
     )
     folder = run.fold_folder(facts["fold"])
-    save_package(folder / "model", model, [state.best])
+    previous = None if run.earlier is None else run.earlier.package(facts["fold"])
+    save_package(folder / "model", model, [state.best], previous=previous)
     return load_package(folder / "model")
 
 
@@ -80,7 +81,7 @@ def save_with_metrics(
         facts = {"validation": {key: metrics[key] for key in ("mean", "labels")}}
         facts["validation"]["cases"] = len(metrics["cases"])
         model = model.model_copy(update={"metrics": facts})
-    save_package(folder, model, package.members, profile=profile)
+    save_package(folder, model, package.members, previous=package.previous, profile=profile)
 
 
 def validate_fold(
@@ -97,7 +98,7 @@ def validate_fold(
         scan = segment.read(read_case_image(case), package.plan)
         sums = [s for path in case.images for s in segment.input_hashes(path, package.plan)]
         provenance = segment.provenance_of(predictor, package.sha256, input_sha256=sums)
-        prepared = segment.prepare(scan, package.plan)
+        prepared = prepared_case(run, case, scan, package.plan)
         classes = segment.infer(prepared, predictor)
         provenance |= prepared.facts
         prediction = segment.finish(classes, scan, package.plan, provenance=provenance)
@@ -129,7 +130,8 @@ def join_folds(run: Run, outcomes: list[dict[str, Any]]) -> dict[str, Any]:
     )
     members = [package.members[0] for package in packages]
     profile = joined_profile(run, folders, plan)
-    save_package(run.folder / "model", model, members, profile=profile)
+    previous = None if run.earlier is None else run.earlier.package()
+    save_package(run.folder / "model", model, members, previous=previous, profile=profile)
     return {
         "model": str(run.folder / "model"), "metrics": {"mean": means}, "folds": outcomes,
         "steps": sum(outcome["steps"] for outcome in outcomes),

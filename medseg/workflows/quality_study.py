@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from medseg.core.errors import ResourceError
 from medseg.core.plan import Plan
 from medseg.core.profile import Profile
+from medseg.core.scan import Scan
 from medseg.datasets.dataset import Case
 from medseg.datasets.reading import HERE, Reader, read_case_image, read_case_mask
 from medseg.inference.predictor import Predictor
@@ -183,7 +184,7 @@ class FoldStudy:
         for case in self._inner[: self._affordable()]:
             scan = segment.read(read_case_image(case), plan)
             try:
-                prepared = segment.prepare(scan, plan)
+                prepared = prepared_case(self._run, case, scan, plan)
                 classes = segment.infer(prepared, predictor)
             except ResourceError as error:
                 # The run is worth more than its study.
@@ -213,6 +214,13 @@ class FoldStudy:
 
     def _keep(self) -> None:
         write_text(self._folder / "quality.json", self._study.to_json())
+
+
+def prepared_case(run: Run, case: Case, scan: Scan, plan: Plan) -> segment.Prepared:
+    """A case as the network takes it: with the labels of an earlier stage, where there is one."""
+    if run.earlier is not None:
+        return run.earlier.prepared(case, scan, plan)
+    return segment.prepare(scan, plan)
 
 
 def joined_profile(run: Run, folders: Sequence[Path], plan: Plan) -> Profile | None:

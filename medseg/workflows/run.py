@@ -23,6 +23,8 @@ from medseg.training.schedule import Schedule
 if TYPE_CHECKING:
     import torch
 
+    from medseg.workflows.earlier_stage import EarlierStage
+
 DEFAULT_EPOCHS = 200
 Progress = Callable[[str, int, int, str], None]
 _log = logging.getLogger(__name__)
@@ -32,7 +34,8 @@ _log = logging.getLogger(__name__)
 class Run:
     """What every part of a run needs to know.
 
-    ``fingerprint`` is there where the cases were looked into for several runs at once.
+    ``fingerprint`` is there where the cases were looked into for several runs at once;
+    ``earlier`` where this is the second stage of a cascade.
     """
 
     dataset: Dataset
@@ -46,6 +49,7 @@ class Run:
     resumed: bool = False
     began: float = field(default_factory=time.perf_counter)
     fingerprint: Fingerprint | None = None
+    earlier: EarlierStage | None = None
 
     def phase(self, name: str) -> Callable[[int, int, str], None]:
         """Progress of one phase; between two cases it is also where a stop is heard."""
@@ -188,6 +192,19 @@ def read_ground(run: Run) -> Ground | None:
         return Ground(plan, cost, size, float(was["prepared_s"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(str(note), expected="a run's settings", got=str(error)) from error
+
+
+def read_fingerprint(folder: Path) -> Fingerprint:
+    """What the cases of a run are like.
+
+    Raises:
+        FileError: ``fingerprint.json`` is missing or damaged.
+    """
+    path = folder / "fingerprint.json"
+    try:
+        return Fingerprint.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise FileError(str(path), expected="a fingerprint", got=str(error)) from error
 
 
 def keep_ground(run: Run, ground: Ground) -> None:

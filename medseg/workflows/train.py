@@ -14,7 +14,8 @@
       failed_batch/              only where a loss was not finite twice: what was learned from
 
 ``--fold all`` trains each fold into ``RUN/fold_N`` and joins them in ``RUN/model``. Several
-configurations get a run folder each within ``RUN``: :mod:`medseg.workflows.configurations`.
+configurations get a run folder each within ``RUN``: :mod:`medseg.workflows.configurations`. So
+do the stages of a cascade: :mod:`medseg.workflows.cascade_training`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medseg.core.settings import TrainSettings, launched
+from medseg.core.settings import CASCADE, TrainSettings, launched
 from medseg.datasets.dataset import Split
 from medseg.datasets.open import open_dataset
 from medseg.datasets.scheme import training_scheme
@@ -35,6 +36,7 @@ from medseg.planning.presets import check_network
 from medseg.training.budget import measure_case, typical_case
 from medseg.training.determinism import deterministic
 from medseg.training.processes import device_of, team_of
+from medseg.workflows.cascade_training import train_cascade
 from medseg.workflows.configurations import train_configurations
 from medseg.workflows.fine_tune import Start, changes_of
 from medseg.workflows.fold import train_fold
@@ -109,6 +111,8 @@ def _train(run: Run) -> dict[str, Any]:
     splits = splits_of(run)
     if run.settings.compares:
         return train_configurations(run, splits, _train)
+    if run.settings.configuration == CASCADE:
+        return train_cascade(run, splits, _train)
     named = run.settings.start_from
     start = None if named is None else Start.read(named)
     ground = None
@@ -135,6 +139,8 @@ def _lay_ground(run: Run, splits: dict[str, Split], start: Start | None) -> Grou
     fingerprint = run.fingerprint or look_into(run, splits)
     write_text(run.folder / "fingerprint.json", fingerprint.model_dump_json(indent=2))
     changes = changes_of(start, run, fingerprint)
+    if run.earlier is not None:
+        changes |= run.earlier.changes(len(fingerprint.channels))
     plan = decide(run, fingerprint, changes=changes, folds_left=len(splits))
     ground = Ground(
         plan,

@@ -151,9 +151,9 @@ def test_all_folds_and_a_shared_budget(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"configuration": "2d,4d"}, "auto, best, or one or several of 2d, 3d, 3d-low"),
-        ({"configuration": "2d,2d"}, "auto, best, or one or several of"),
-        ({"configuration": "auto,2d"}, "auto, best, or one or several of"),
+        ({"configuration": "2d,4d"}, "auto, best, cascade, or one or several of 2d, 3d, 3d-low"),
+        ({"configuration": "2d,2d"}, "auto, best, cascade, or one or several of"),
+        ({"configuration": "auto,2d"}, "auto, best, cascade, or one or several of"),
         ({"fold": "all-data"}, "validation cases to compare by, got --fold all-data"),
         ({"plan_file": "plan.json"}, "--plan plan.json: expected one configuration"),
         ({"start_from": "model"}, "--from model: expected one configuration"),
