@@ -185,9 +185,8 @@ def train(cached: Any, plan: Plan, out: Path, judge_all: Callable[[int, Predicto
 
     def stepped(step: int, share: float) -> None:
         if step in STEPS:
-            predictor = Predictor([copy.deepcopy(state.average)], plan, DEVICE)
-            predictor.confidence = True
-            judge_all(step, predictor)
+            networks = [copy.deepcopy(state.average)]
+            judge_all(step, Predictor(networks, plan, DEVICE, confidence=True))
 
     job = TrainJob(
         plan=plan, cases=cached, inner=[], schedule=Schedule(STEPS[-1]), seed=0, device=DEVICE,

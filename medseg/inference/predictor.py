@@ -7,11 +7,12 @@ of tiles is held, never all classes of the whole scan.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from numpy.typing import NDArray
@@ -79,12 +80,8 @@ class Predictor:
         limits: Of memory.
         skip_air: Run tiles that hold one and the same value in each channel (air, which
             clipping makes constant) once and use their logits again. Labels stay as they are.
-
-    Attributes:
-        confidence: Whether runs tell how sure the networks are of each label.
+        confidence: Runs tell how sure the networks are of each label.
     """
-
-    confidence: bool = False
 
     def __init__(
         self,
@@ -95,6 +92,7 @@ class Predictor:
         batch: int | None = None,
         limits: Limits | None = None,
         skip_air: bool = False,
+        confidence: bool = False,
     ) -> None:
         # A plain module runs as it is; a backend stands on its device already.
         self.networks: Sequence[Callable[[Tensor], Tensor]] = [
@@ -104,7 +102,36 @@ class Predictor:
         self.plan, self.device = plan, device
         self.batch = tiles_at_once(device) if batch is None else batch
         self.limits = limits or Limits()
-        self.skip_air = skip_air
+        self.skip_air, self.confidence = skip_air, confidence
+        self._made = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if "_made" in vars(self):
+            raise AttributeError(f"{name}: a predictor stays as it is; see Predictor.adjusted")
+        super().__setattr__(name, value)
+
+    def adjusted(
+        self,
+        *,
+        networks: Sequence[Callable[[Tensor], Tensor]] | None = None,
+        limits: Limits | None = None,
+        skip_air: bool | None = None,
+        confidence: bool | None = None,
+    ) -> Self:
+        """The same with other settings; this one stays as it is.
+
+        Args:
+            networks: Ready to run on the device.
+            limits: Of memory.
+            skip_air: As above.
+            confidence: As above.
+        """
+        given = {
+            "networks": networks, "limits": limits, "skip_air": skip_air, "confidence": confidence,
+        }  # fmt: skip
+        other = copy.copy(self)
+        vars(other).update({name: value for name, value in given.items() if value is not None})
+        return other
 
     def segment(self, scan: Scan, *, grid: Grid = "own") -> tuple[NDArray[Any], Geometry]:
         """Class indices (I, J, K), before post-processing, and the grid that they lie on.

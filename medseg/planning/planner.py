@@ -17,10 +17,10 @@ from medseg.core.labels import LabelSet
 from medseg.core.plan import Fingerprint, Plan, edited
 from medseg.planning.draft import Wish, draft_plan
 from medseg.planning.memory import StepBytes, estimated_step_bytes
+from medseg.planning.pace import Clock, StepCost, pace_of_preset
 from medseg.planning.presets import PRESETS
 from medseg.planning.topology import patch_and_strides as patch_and_strides
 
-StepCost = Callable[[Plan], float]
 # How much coarser the grid may get when the time is short, and the typical side of a scan
 # (geometric mean, voxels) below which its organs would be lost.
 COARSENINGS = (1.5, 2.0)
@@ -97,6 +97,8 @@ def make_plan(
     """
     reasons = _absent(fingerprint)
 
+    wanted = changes or {}
+
     def plan_of(channels: int, coarsening: float = 1.0) -> Plan:
         wish = Wish(
             network, channels, means.widest, means.patch_voxels, means.batch_size, coarsening,
@@ -104,21 +106,46 @@ def make_plan(
         )  # fmt: skip
         plan = draft_plan(fingerprint, labels, wish)
         plan = plan.model_copy(update={"reasons": {**plan.reasons, **reasons}})
-        return edited(plan, changes) if changes else plan
+        return edited(plan, wanted) if wanted else plan
 
+    clock = None
+    if step_cost is not None and means.training_s is not None:
+        clock = Clock(means.training_s, means.enough_steps, step_cost)
     preset = PRESETS.get(network)
     if width is None and preset is not None:
-        reason = f"{preset.width} channels, as {network} has"
-        return _with_reason(plan_of(preset.width), "features", reason)
+        plan, reason = plan_of(preset.width), f"{preset.width} channels, as {network} has"
+        if clock is None:
+            return _with_reason(plan, "features", reason)
+        # What is compared with it takes no more memory than is usual, and no edits of a network.
+        usual = {key: value for key, value in wanted.items() if key.startswith("training.")}
+        others = _plans_of(fingerprint, labels, means, changes=usual)
+        steps, advice = pace_of_preset(
+            network, plan, clock, widths=means.widths, plan_of=others
+        )  # fmt: skip
+        return _paced(plan, steps, means, wanted, size=reason, advice=advice)
     if width is not None:
         return _with_reason(plan_of(width), "features", f"{width} channels as set")
-    if step_cost is None or means.training_s is None:
+    if clock is None:
         return _with_reason(plan_of(means.widths[-1]), "features", "the widest for this device")
+    plan, steps = _largest_that_fits(plan_of, clock.steps_of, means, fingerprint)
+    size = f"{plan.network.features[0]} channels"
+    advice = "" if means.target_bytes is None else "leave --preset and --target-memory away"
+    return _paced(plan, steps, means, wanted, size=size, advice=advice)
 
-    def steps_of(plan: Plan) -> int:
-        return int(means.training_s / step_cost(plan))  # type: ignore[operator]
 
-    return _paced(*_largest_that_fits(plan_of, steps_of, means, fingerprint), means, changes)
+def _plans_of(
+    fingerprint: Fingerprint, labels: LabelSet, means: Means, *, changes: dict[str, object]
+) -> Callable[[str, int], Plan]:
+    """Plans of networks by name and width, with patches as they are usual for the device."""
+
+    def plan_of(name: str, width: int) -> Plan:
+        wish = Wish(
+            name, width, means.widest, means.patch_voxels, means.batch_size,
+            configuration=means.configuration,
+        )  # fmt: skip
+        return edited(draft_plan(fingerprint, labels, wish), changes)
+
+    return plan_of
 
 
 def _absent(fingerprint: Fingerprint) -> dict[str, str]:
@@ -173,12 +200,28 @@ def _largest_that_fits(
     return best, steps
 
 
-def _paced(plan: Plan, steps: int, means: Means, changes: dict[str, object] | None) -> Plan:
-    """Average weights over about the last thirty steps of a thousand, and say why this size."""
-    channels = plan.network.features[0]
-    reason = f"{channels} channels: about {steps} steps fit, {means.enough_steps} are wanted"
+def _paced(
+    plan: Plan, steps: int, means: Means, changes: dict[str, object], *, size: str, advice: str
+) -> Plan:
+    """Average weights over about the last thirty steps of a thousand, and say why this size.
+
+    Args:
+        plan: Whose steps were counted.
+        steps: That fit into the time.
+        means: With the time, and how many steps are wanted.
+        changes: That were asked for.
+        size: Of the network, in words.
+        advice: What to do where they are too few; told where it was asked for otherwise.
+    """
+    reason = f"{size}: about {steps} steps fit, {means.enough_steps} are wanted"
+    if advice and steps < means.enough_steps:
+        _log.warning(
+            "%s: about %d steps fit into the %.0f s that are left for training, %d are wanted; %s",
+            plan.network.name, steps, means.training_s, means.enough_steps, advice,
+        )  # fmt: skip
+        reason += f"; {advice}"
     plan = _with_reason(plan, "features", reason)
-    if changes and "training.ema_decay" in changes:
+    if "training.ema_decay" in changes:
         return plan
     decay = float(np.clip(1 - 30 / max(steps, 1), 0.9, 0.999))
     return edited(plan, {"training.ema_decay": round(decay, 4)})

@@ -90,8 +90,8 @@ def validate_fold(
     """Segment the fold's validation cases from their files, once, and score them."""
     if not split.validation:
         return None
-    predictor = Predictor(package.networks(), package.plan, run.device)
-    predictor.confidence = True  # sidecars say it; predicted Dice is learned from it
+    # Sidecars say how sure it is; predicted Dice is learned from it.
+    predictor = Predictor(package.networks(), package.plan, run.device, confidence=True)
     report = run.phase("validate")
     scores = {}
     for number, case in enumerate(run.dataset.select(split.validation), start=1):

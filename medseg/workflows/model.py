@@ -291,8 +291,7 @@ class Model:
             SettingsError: It is a set of models.
         """
         more = copy.copy(self)
-        more._lock, more._predictor = threading.Lock(), copy.copy(self._predictor)
-        more._predictor.confidence = True
+        more._lock, more._predictor = threading.Lock(), self._predictor.adjusted(confidence=True)
         return more
 
     def wanting(self, labels: str | Sequence[str] | None) -> Model:
@@ -316,8 +315,7 @@ class Model:
         """
         limited = copy.copy(self)
         limited._lock = threading.Lock()
-        limited._predictor = copy.copy(self._predictor)
-        limited._predictor.limits, limited._predictor.skip_air = limits, skip_air
+        limited._predictor = self._predictor.adjusted(limits=limits, skip_air=skip_air)
         if self._previous is not None:
             limited._previous = self._previous.within(limits, skip_air=skip_air)
         return limited
@@ -336,9 +334,7 @@ class Model:
         with self._lock:
             if self._predictor.networks is not networks:
                 # Scans that are under way keep the predictor that they began with.
-                predictor = copy.copy(self._predictor)
-                predictor.networks = networks
-                self._predictor = predictor
+                self._predictor = self._predictor.adjusted(networks=networks)
             return self._predictor
 
     def finish(
@@ -376,6 +372,4 @@ class _Watched:
 
 
 def _watched(predictor: Predictor, before: Callable[[], None]) -> Predictor:
-    watched = copy.copy(predictor)
-    watched.networks = [_Watched(network, before) for network in predictor.networks]
-    return watched
+    return predictor.adjusted(networks=[_Watched(one, before) for one in predictor.networks])

@@ -79,8 +79,7 @@ class ModelSet(Model):
     def within(self, limits: Limits, *, skip_air: bool = False) -> ModelSet:
         """The same set, each member held to limits of memory."""
         limited = copy.copy(self)
-        limited._predictor = copy.copy(self._predictor)
-        limited._predictor.limits, limited._predictor.skip_air = limits, skip_air
+        limited._predictor = self._predictor.adjusted(limits=limits, skip_air=skip_air)
         limited._members = tuple(one.within(limits, skip_air=skip_air) for one in self._members)
         return limited
 

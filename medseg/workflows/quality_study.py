@@ -180,7 +180,7 @@ class FoldStudy:
         return KnownCase(self._numbers[case.id], mask, labels, view, found, ignored)
 
     def _sample_inner(self, predictor: Predictor, *, final: bool) -> None:
-        predictor.confidence, plan = True, predictor.plan
+        predictor, plan = predictor.adjusted(confidence=True), predictor.plan
         for case in self._inner[: self._affordable()]:
             scan = segment.read(read_case_image(case), plan)
             try:

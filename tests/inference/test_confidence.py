@@ -72,7 +72,7 @@ def test_a_run_tells_it_and_gives_the_same_labels() -> None:
     tensor, record = preprocess_scan(scan, PLAN)
     plain, facts = predictor.infer_with_facts(tensor, record)
     assert "confidence" not in facts
-    predictor.confidence = True
+    predictor = predictor.adjusted(confidence=True)
     labels, facts = predictor.infer_with_facts(tensor, record)
     assert np.array_equal(plain, labels)
     logits = predictor.logits(tensor).softmax(dim=0).numpy()
@@ -90,7 +90,7 @@ def test_members_that_disagree_are_told_by_label() -> None:
     predictor = Predictor(networks, plan, torch.device("cpu"))
     tensor, record = preprocess_scan(scan, plan)
     plain, _ = predictor.infer_with_facts(tensor, record)
-    predictor.confidence = True
+    predictor = predictor.adjusted(confidence=True)
     labels, facts = predictor.infer_with_facts(tensor, record)
     assert np.array_equal(plain, labels)
 

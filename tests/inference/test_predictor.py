@@ -12,6 +12,7 @@ from torch import nn
 
 from medseg.core.errors import ResourceError
 from medseg.inference.device import choose_device
+from medseg.inference.memory import Limits
 from medseg.inference.predictor import Predictor
 from medseg.inference.windows import Bell
 from medseg.networks.build import build_network
@@ -91,6 +92,22 @@ def test_threads_do_not_disturb_each_other() -> None:
         together = list(pool.map(predictor.logits, scans))
     for a, b in zip(alone, together, strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_predictor_stays_as_it_is() -> None:
+    plan = small_plan()
+    predictor = Predictor([build_network(plan.network, seed=3)], plan, torch.device("cpu"))
+    limits, networks = Limits(), [torch.nn.Identity()]
+    other = predictor.adjusted(limits=limits, networks=networks, skip_air=True, confidence=True)
+    assert (other.limits, other.networks, other.skip_air, other.confidence) == (
+        limits, networks, True, True,
+    )  # fmt: skip
+    assert (predictor.skip_air, predictor.confidence) == (False, False)
+    assert predictor.networks is not networks
+    assert other.plan is predictor.plan
+    for one in (predictor, other):
+        with pytest.raises(AttributeError, match=r"confidence: a predictor stays as it is"):
+            one.confidence = False
 
 
 def test_unknown_devices_are_refused() -> None:

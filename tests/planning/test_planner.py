@@ -15,6 +15,7 @@ from medseg.core.errors import DatasetError, SettingsError
 from medseg.core.labels import LabelSet
 from medseg.core.plan import ChannelFacts, Plan
 from medseg.networks.build import build_network
+from medseg.networks.cost import network_cost
 from medseg.planning.planner import Means, make_plan, means_for, patch_and_strides
 from tests.planning_facts import LABELS, fingerprint
 
@@ -268,6 +269,68 @@ def test_without_a_budget_or_with_a_width_nothing_is_measured() -> None:
     timed = means_for("cpu", two_dimensional=False, training_s=60.0)
     plan = make_plan(fingerprint(), LABELS, timed, step_cost=refuse, width=12)
     assert plan.network.features[0] == 12
+
+
+def work(plan: Plan) -> float:
+    """GFLOPs of a batch."""
+    cost = network_cost(plan.network, plan.patch_size)
+    return plan.training.batch_size * cost.gflops
+
+
+@pytest.mark.parametrize(
+    ("network", "training_s", "advice"),
+    [
+        # 1e-3 s a GFLOP: L takes longer than M, M than a U-Net of any width.
+        ("residual_unet_l", 3000.0, "--network residual_unet_m gets about"),
+        ("residual_unet_l", 600.0, "--network residual_unet_m gets about"),
+        ("residual_unet_m", 40.0, "leave --preset and --network away: a U-Net of "),
+        ("mednext_l", 1.0, "no network gets as many: give a longer --budget"),
+    ],
+)
+def test_a_preset_that_gets_too_few_steps_is_kept_and_told(
+    network: str, training_s: float, advice: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[Plan] = []
+
+    def cost(plan: Plan) -> float:
+        asked.append(plan)
+        return 1e-3 * work(plan)
+
+    facts = fingerprint(cases=200)
+    means = replace(MEANS, training_s=training_s, enough_steps=1000)
+    plan = make_plan(facts, LABELS, means, network=network, step_cost=cost)
+    untimed = make_plan(facts, LABELS, MEANS, network=network)
+    assert (plan.network, plan.patch_size) == (untimed.network, untimed.patch_size)
+    fit = int(training_s / (1e-3 * work(plan)))
+    assert fit < 1000
+    assert f"about {fit} steps fit into the {training_s:.0f} s" in caplog.text
+    assert "1000 are wanted" in caplog.text
+    assert advice in caplog.text
+    assert advice in plan.reasons["features"]
+    # The small network is always measured, the preset where four steps take a twentieth.
+    assert len(asked) == 1 + (4e-3 * work(plan) <= 0.05 * training_s)
+    assert asked[0].network.features[0] == 8
+    assert plan.training.ema_decay == pytest.approx(np.clip(1 - 30 / max(fit, 1), 0.9, 0.999), 1e-3)
+
+
+def test_a_preset_that_fits_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    means = replace(MEANS, training_s=1e6, enough_steps=1000)
+    changes: dict[str, object] = {"network.convolutions": 3, "training.ema_decay": 0.5}
+    plan = make_plan(
+        fingerprint(), LABELS, means, network="residual_unet_m", changes=changes,
+        step_cost=lambda plan: 1.0,
+    )  # fmt: skip
+    told = "32 channels, as residual_unet_m has: about 1000000 steps fit, 1000 are wanted"
+    assert plan.reasons["features"] == told
+    assert plan.training.ema_decay == 0.5
+    assert caplog.text == ""
+
+
+def test_a_memory_that_leaves_too_few_steps_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    means = replace(MEANS, training_s=60.0, enough_steps=1000, target_bytes=400_000_000)
+    make_plan(fingerprint(), LABELS, means, step_cost=lambda plan: 1.0)
+    assert "unet: about 60 steps fit into the 60 s" in caplog.text
+    assert "leave --preset and --target-memory away" in caplog.text
 
 
 def test_a_label_in_no_case() -> None:
