@@ -21,12 +21,10 @@ _PROBE_STEPS = 3
 
 def typical_case(plan: Plan, fingerprint: Fingerprint) -> CachedCase:
     """A case of noise with the median shape on the plan's grid: enough to time with."""
-    shape = [
-        max(1, round(side * old / (new or old)))
-        for side, old, new in zip(
-            fingerprint.median_shape, fingerprint.median_spacing_mm, plan.spacing_mm, strict=True
-        )
-    ]
+    shape = []
+    for axis, new in zip(plan.axis_order, plan.spacing_mm, strict=True):
+        side, old = fingerprint.median_shape[axis], fingerprint.median_spacing_mm[axis]
+        shape.append(max(1, round(side * old / (new or old))))
     rng = np.random.default_rng(0)
     image = rng.standard_normal((len(plan.channels), *shape), dtype=np.float32)
     label = rng.integers(0, plan.scheme.indices, shape).astype(plan.scheme.dtype)

@@ -49,21 +49,29 @@ def bf16_gain() -> float:
     """How many times quicker a convolution learns in bf16 than in fp32 on this CPU.
 
     Processors with instructions for bf16 reach 2; others compute it piece by piece, and slowly.
+    By the CPU time of one thread, so that other work on the machine counts little.
     """
+    threads = torch.get_num_threads()
     with torch.random.fork_rng([]):
         convolution = torch.nn.Conv3d(16, 32, 3, padding=1)
-        patch = torch.randn(2, 16, 24, 24, 24)
-    full, half = (_seconds(convolution, patch, half=half) for half in (False, True))
+        patch = torch.randn(1, 16, 20, 20, 20)
+    torch.set_num_threads(1)
+    try:
+        # In turns, and the first of each left out.
+        took = [
+            [_seconds(convolution, patch, half=half) for half in (False, True)]
+            for _ in range(1 + _TRIES)
+        ][1:]
+    finally:
+        torch.set_num_threads(threads)
+    full, half = (float(min(times)) for times in zip(*took, strict=True))
     return full / half
 
 
 def _seconds(convolution: torch.nn.Module, patch: torch.Tensor, *, half: bool) -> float:
-    """Of a forward and a backward pass: the quickest of a few, the first left out."""
-    took = []
-    for _ in range(1 + _TRIES):
-        started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            found = convolution(patch)
-        found.float().square().mean().backward()
-        took.append(time.perf_counter() - started)
-    return min(took[1:])
+    """CPU time of a forward and a backward pass in this thread."""
+    started = time.thread_time()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        found = convolution(patch)
+    found.float().square().mean().backward()
+    return time.thread_time() - started

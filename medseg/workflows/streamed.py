@@ -6,7 +6,6 @@ is made. In memory are slabs of a few slices and the planes of logits that overl
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -96,9 +95,8 @@ def must_stream(scan: Scan, predictor: Predictor, *, beside_bytes: int = 0) -> b
     fits = max(preparing, finishing) <= limit
     if fits:
         try:
-            less = copy.copy(predictor)
-            less.limits = replace(predictor.limits, max_memory_bytes=limit)
-            less.check(scan.geometry)
+            limits = replace(predictor.limits, max_memory_bytes=limit)
+            predictor.adjusted(limits=limits).check(scan.geometry)
         except ResourceError:
             fits = False
     return not fits and can_stream(scan, predictor)
