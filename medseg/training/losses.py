@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medseg.core.loss_plan import BACKGROUND, LossTerm
 from medseg.core.plan import Plan
+from medseg.training.losses_hardest import hardest
 from medseg.training.losses_maps import Maps, boundary_sums, cldice_sums, hausdorff_sums
 from medseg.training.losses_sums import (
     Evidence,
@@ -46,10 +47,13 @@ class SegmentationLoss:
         plan: Its terms, class weights and label scheme.
         device: Where the logits lie.
         total: Adds up over processes.
+        processes: How many there are.
     """
 
-    def __init__(self, plan: Plan, device: torch.device, *, total: Total = alone) -> None:
-        self.terms, self.total = plan.training.loss.terms, total
+    def __init__(
+        self, plan: Plan, device: torch.device, *, total: Total = alone, processes: int = 1
+    ) -> None:
+        self.terms, self.total, self.processes = plan.training.loss.terms, total, processes
         self.spacing_mm = tuple(side or 1.0 for side in plan.spacing_mm)
         self.regions = plan.activation == "regions"
         members = torch.from_numpy(plan.scheme.membership)
@@ -123,7 +127,8 @@ class SegmentationLoss:
         assert found.fit is not None
         assert found.weight is not None
         if term.name == "topk":
-            return _hardest(found.fit, found.weight, term.share)
+            losses = torch.where(found.weight > 0, -found.fit * found.weight, -1.0)
+            return hardest(losses, term.share, total=self.total, processes=self.processes)
         faded = (1 - found.fit.exp()).clamp(min=_TINY) ** term.gamma * found.fit
         return torch.stack((-(faded * found.weight).sum(), found.weight.sum()))
 
@@ -192,19 +197,3 @@ class _Areas:
     @property
     def packed(self) -> Tensor:
         return torch.cat((self.overlap, self.predicted, self.present, self.known))
-
-
-def _hardest(fit: Tensor, weight: Tensor, share: float) -> Tensor:
-    """(2,) the sum of the largest losses, and how many: a share of those that count.
-
-    Source: Z. Wu et al., "Bridging category-level and instance-level semantic image
-    segmentation", 2016 (online bootstrapping).
-    """
-    losses = torch.where(weight > 0, -fit * weight, -1.0).reshape(-1)
-    most = max(1, round(share * losses.numel()))
-    largest = losses.topk(most).values
-    # By rank, so that no number has to come back from the device.
-    wanted = (share * (weight > 0).sum()).round().clamp(min=1)
-    ranks = torch.arange(most, device=losses.device)
-    chosen = ((ranks < wanted) & (largest >= 0)).to(losses.dtype)
-    return torch.stack(((largest * chosen).sum(), chosen.sum()))

@@ -87,7 +87,7 @@ class Stepper:
         self.team = team or Team()
         self.parameters = list(state.network.parameters())
         self.largest_norm = plan.training.clip_gradient_norm
-        self.loss = SegmentationLoss(plan, device, total=self.team.total)
+        self.loss = SegmentationLoss(plan, device, total=self.team.total, processes=self.team.size)
         self.half = training_dtype(plan, device)
         self.shared = self.team.share_gradients(state.network, device)
         self.forward = torch.compile(self.shared) if compiled else self.shared

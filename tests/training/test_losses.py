@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier
 from typing import Any
 
 import monai.losses
@@ -15,7 +18,8 @@ from medseg.core.errors import SettingsError
 from medseg.core.labels import Label, LabelSet
 from medseg.core.plan import Plan, edited
 from medseg.training import losses_sums
-from medseg.training.losses import SegmentationLoss
+from medseg.training.losses import SegmentationLoss, alone
+from medseg.training.losses_hardest import hardest
 from medseg.training.targets import IGNORED, Targets
 from tests.models import small_plan
 
@@ -353,6 +357,72 @@ def test_sums_of_processes_make_the_loss_of_the_whole_batch(loss: str) -> None:
     whole, _ = ours(plan, logits, labels, known=known)
     for n in range(2):
         torch.testing.assert_close(half(n, lambda own, n=n: own + sums[1 - n]), whole)
+
+
+class Meeting:
+    """Adds up tensors of threads that stand for processes."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier, self.given = Barrier(size, timeout=30), [torch.zeros(0)] * size
+
+    def total(self, rank: int, own: Tensor) -> Tensor:
+        self.given[rank] = own.detach()
+        self.barrier.wait()
+        others = sum(one for n, one in enumerate(self.given) if n != rank)
+        self.barrier.wait()
+        return own + others
+
+
+def together(plan: Plan, logits: Tensor, targets: list[Targets]) -> list[Tensor]:
+    """The loss that each of several processes finds, each with a sample of its own."""
+    meeting = Meeting(len(targets))
+
+    def one(rank: int) -> Tensor:
+        loss = SegmentationLoss(
+            plan, CPU, total=partial(meeting.total, rank), processes=len(targets)
+        )
+        return loss([logits[rank : rank + 1]], targets[rank])
+
+    with ThreadPoolExecutor(len(targets)) as pool:
+        return list(pool.map(one, range(len(targets))))
+
+
+@pytest.mark.parametrize("loss", ["topk", "dice + 0.5*topk"])
+@pytest.mark.parametrize("regions", [False, True])
+def test_the_worst_voxels_are_those_of_all_processes(loss: str, regions: bool) -> None:
+    plan = region_plan(loss) if regions else plan_of(loss)
+    classes = 2 if regions else 3
+    logits, labels = drawn(classes, shape=(3, 7, 6, 5))
+    labels = drawn(3, seed=1, shape=(3, 7, 6, 5))[1]
+    labels[0, :3], labels[2] = IGNORED, IGNORED
+    with torch.no_grad():
+        logits[1] *= 5  # most of the worst are in one process; a third has none at all
+    found = together(plan, logits, [Targets(labels[n : n + 1]) for n in range(3)])
+    whole, expected = ours(plan, logits, labels)
+    for one in found:
+        torch.testing.assert_close(one.detach(), whole)
+    # Each derives the whole loss by its own part.
+    gradient = torch.autograd.grad(found, logits)[0]
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_equal_losses_at_the_last_rank_share_it() -> None:
+    # Of ten voxels that count the five worst: 7, 5, 5, and two of three that have lost 3.
+    losses = torch.tensor([3.0, 0.0, 5.0, 3.0, -1.0, 7.0, 0.5, 3.0, 5.0, 0.0, 1.0])
+    losses.requires_grad_()
+    found = hardest(losses, 0.5, total=alone)
+    torch.testing.assert_close(found.detach(), torch.tensor([7 + 5 + 5 + 2 * 3.0, 5.0]))
+    gradient = torch.autograd.grad(found[0], losses)[0]
+    third = 2 / 3
+    expected = [third, 0, 1, third, 0, 1, 0, third, 1, 0, 0]
+    torch.testing.assert_close(gradient, torch.tensor(expected))
+
+
+def test_a_loss_that_is_no_number_is_seen() -> None:
+    losses = torch.tensor([3.0, -torch.nan, 1.0, 2.0])
+    assert not bool(hardest(losses, 0.25, total=alone)[0].isfinite())
+    nothing = hardest(torch.full((4,), -1.0), 0.5, total=alone)
+    assert nothing.tolist() == [0.0, 0.0]
 
 
 def test_losses_as_text_and_as_json_are_the_same() -> None:

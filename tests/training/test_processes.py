@@ -27,19 +27,24 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="gloo over TCP, forked c
 PLAN = {"training.steps_per_epoch": 1, "training.batch_size": 1}
 
 
-def learn(folder: Path, *, steps: int, size: int = 1, **changes: Any) -> TrainJob:
+USUAL = "dice + ce"
+
+
+def learn(
+    folder: Path, *, steps: int, size: int = 1, loss: str = USUAL, **changes: Any
+) -> TrainJob:
     """A job whose log has a line per step: the same samples a step for any ``size``."""
-    plan = {**PLAN, "training.batch_size": 2 // size}
+    plan = {**PLAN, "training.batch_size": 2 // size, "training.loss.terms": loss}
     return job(folder, steps=steps, plan=plan, inner=[], **changes)
 
 
-def member(rank: int, port: int, folder: Path, steps: int, stop_at: int) -> None:
+def member(rank: int, port: int, folder: Path, steps: int, stop_at: int, loss: str) -> None:
     """One of two processes; writes its losses. The second alone is asked to stop."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     seen: list[dict[str, Any]] = []
     with team_of(Launch(rank, 2, rank, 2), CPU) as team:
-        mine = learn(folder, steps=steps, size=2, team=team, on_epoch=seen.append)
+        mine = learn(folder, steps=steps, size=2, loss=loss, team=team, on_epoch=seen.append)
         done: list[int] = []
         mine = replace(
             mine,
@@ -73,10 +78,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def two_processes(folder: Path, *, steps: int, stop_at: int = -1) -> list[list[dict[str, Any]]]:
+def two_processes(
+    folder: Path, *, steps: int, stop_at: int = -1, loss: str = USUAL
+) -> list[list[dict[str, Any]]]:
     port = free_port()
     both = [
-        FORKING.Process(target=member, args=(rank, port, folder, steps, stop_at))
+        FORKING.Process(target=member, args=(rank, port, folder, steps, stop_at, loss))
         for rank in range(2)
     ]
     for one in both:
@@ -87,13 +94,16 @@ def two_processes(folder: Path, *, steps: int, stop_at: int = -1) -> list[list[d
     return [json.loads((folder / f"seen_{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("loss", "steps"), [(USUAL, 20), ("dice + topk", 10)])
+def test_two_processes_equal_one_with_twice_the_batch(
+    tmp_path: Path, loss: str, steps: int
+) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     alone: list[dict[str, Any]] = []
-    train_network(learn(tmp_path / "one", steps=20, on_epoch=alone.append))
-    first, second = two_processes(tmp_path / "two", steps=20)
-    assert len(alone) == len(first) == 20
+    train_network(learn(tmp_path / "one", steps=steps, loss=loss, on_epoch=alone.append))
+    first, second = two_processes(tmp_path / "two", steps=steps, loss=loss)
+    assert len(alone) == len(first) == steps
     for facts, others in zip(alone, first, strict=True):
         assert facts["loss"] == pytest.approx(others["loss"], abs=1e-4)
         assert facts["gradient_norm"] == pytest.approx(others["gradient_norm"], rel=1e-2)
