@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from medseg.core.errors import DatasetError, MedsegError
 from medseg.core.geometry import Geometry
+from medseg.core.scan import Scan
 from medseg.datasets.dataset import Case, Dataset
 from medseg.datasets.reading import HERE, Reader, read_case_image, read_case_mask
 from medseg.io.guarded import GuardedReader
 
+# What looks at a case that was read: the case, its scan, its voxels and its mask.
+Look = Callable[[Case, Scan, NDArray[Any], NDArray[Any]], None]
 _MOST_THREADS = 8
 _COUNTED_AT_ONCE = 2**16  # bincount takes memory by the largest value
 
@@ -62,8 +65,16 @@ class Inspection:
         ) from first
 
 
-def verify_case(case: Case, dataset: Dataset, reader: Reader = HERE) -> CaseFacts:
+def verify_case(
+    case: Case, dataset: Dataset, reader: Reader = HERE, *, look: Look | None = None
+) -> CaseFacts:
     """Read a case and check that it can be learned from.
+
+    Args:
+        case: Which.
+        dataset: What it must agree with.
+        reader: Of its files.
+        look: Given the case, its scan, voxels (C, I, J, K) and mask once all is well.
 
     Raises:
         FileError: A file is damaged.
@@ -90,6 +101,8 @@ def verify_case(case: Case, dataset: Dataset, reader: Reader = HERE) -> CaseFact
             cure="Resample the mask to the image, or correct the header that is wrong.",
         )
     counts = _label_voxels(mask, case, dataset)
+    if look is not None:
+        look(case, scan, voxels, mask)
     return CaseFacts(case.id, scan.geometry, str(voxels.dtype), counts)
 
 
@@ -99,6 +112,7 @@ def verify_cases(
     *,
     workers: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    look: Look | None = None,
 ) -> Inspection:
     """Verify many cases in parallel threads (reading and unzipping free the interpreter).
 
@@ -107,6 +121,8 @@ def verify_cases(
         dataset: What they must agree with.
         workers: Threads; None takes one per core, 8 at most.
         progress: Called with (done, total, case id).
+        look: As for :func:`verify_case`, in these threads: what it takes from a case need not
+            be read again.
 
     Returns:
         Facts and problems, both in the order of ``cases``.
@@ -115,7 +131,9 @@ def verify_cases(
     problems: dict[str, MedsegError] = {}
     threads = workers or min(_MOST_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool, GuardedReader() as reader:
-        waiting = {pool.submit(verify_case, case, dataset, reader): case.id for case in cases}
+        waiting = {
+            pool.submit(verify_case, case, dataset, reader, look=look): case.id for case in cases
+        }
         try:
             for done, future in enumerate(as_completed(waiting), start=1):
                 case_id = waiting[future]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Semaphore
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from medseg.core.geometry import Orientation
 from medseg.core.label_scheme import LabelScheme
 from medseg.core.labels import LabelSet, left_right_pairs
 from medseg.core.plan import ChannelFacts, Fingerprint, Triple
+from medseg.core.scan import Scan
 from medseg.datasets.dataset import Case, Dataset
 from medseg.datasets.reading import read_case_image, read_case_mask
 
 _SAMPLES_PER_CASE = 20_000
 _PLACED_PER_CASE = 400_000
+_LOOKS_AT_ONCE = 2
 # On an axis this much coarser than the finest, the median would throw away the finer scans.
 ANISOTROPIC = 3.0
 Progress = Callable[[int, int, str], None]
@@ -35,13 +38,43 @@ class _CaseFacts:
     places: NDArray[np.float64]
 
 
+class CaseLook:
+    """Takes from cases that are read anyway what a fingerprint needs of them.
+
+    It may be called by several threads.
+
+    Args:
+        dataset: For regions and the value to be ignored.
+        cases: Those to look at; others are passed over.
+        labels: The labels to learn.
+    """
+
+    def __init__(self, dataset: Dataset, cases: Sequence[Case], labels: LabelSet) -> None:
+        self.scheme = LabelScheme(labels, regions=bool(dataset.regions), ignore=dataset.ignore)
+        self.facts: dict[str, _CaseFacts] = {}
+        self._wanted = {case.id for case in cases}
+        # Looking takes several times the memory of a case.
+        self._turns = Semaphore(_LOOKS_AT_ONCE)
+
+    def __call__(self, case: Case, scan: Scan, voxels: NDArray[Any], mask: NDArray[Any]) -> None:
+        """Look at a case: its scan, voxels (C, I, J, K) and mask (I, J, K)."""
+        if case.id in self._wanted:
+            self.take(case, scan, voxels, mask)
+
+    def take(self, case: Case, scan: Scan, voxels: NDArray[Any], mask: NDArray[Any]) -> None:
+        """The same, wanted or not."""
+        with self._turns:
+            self.facts[case.id] = _facts_of(scan, voxels, mask, self.scheme)
+
+
 def take_fingerprint(
     dataset: Dataset,
     cases: Sequence[Case],
     labels: LabelSet,
     *,
-    workers: int = 2,
+    workers: int = _LOOKS_AT_ONCE,
     progress: Progress | None = None,
+    seen: CaseLook | None = None,
 ) -> Fingerprint:
     """Spacing, shape, intensities and label sizes over cases, in RAS+ axis order.
 
@@ -51,12 +84,20 @@ def take_fingerprint(
         labels: The labels to learn, with the mask values that each unites.
         workers: Threads that read.
         progress: Called with (done, total, case id).
+        seen: Of the same labels; cases that it has looked at are not read again.
     """
     facts: list[_CaseFacts] = []
-    scheme = LabelScheme(labels, regions=bool(dataset.regions), ignore=dataset.ignore)
+    look = seen or CaseLook(dataset, cases, labels)
+    scheme = look.scheme
+
+    def one_of(case: Case) -> _CaseFacts:
+        if case.id not in look.facts:
+            scan = read_case_image(case)
+            look.take(case, scan, scan.voxels(), read_case_mask(case)[0])
+        return look.facts[case.id]
+
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        found = pool.map(lambda case: _facts_of(case, scheme), cases)
-        for case, one in zip(cases, found, strict=True):
+        for case, one in zip(cases, pool.map(one_of, cases), strict=True):
             facts.append(one)
             if progress is not None:
                 progress(len(facts), len(cases), case.id)
@@ -86,10 +127,9 @@ def take_fingerprint(
     )
 
 
-def _facts_of(case: Case, scheme: LabelScheme) -> _CaseFacts:
-    scan = read_case_image(case)
-    voxels = scan.voxels()
-    mask, _ = read_case_mask(case)
+def _facts_of(
+    scan: Scan, voxels: NDArray[Any], mask: NDArray[Any], scheme: LabelScheme
+) -> _CaseFacts:
     indices = scheme.to_indices(mask)
     classes = scheme.painted(indices)
     counts = np.bincount(indices.ravel(), minlength=scheme.indices)

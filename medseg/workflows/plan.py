@@ -21,7 +21,7 @@ from medseg.inference.device import choose_device
 from medseg.io.atomic import write_text
 from medseg.planning.choices import takes_single_slices
 from medseg.planning.explain import explain
-from medseg.planning.fingerprint import take_fingerprint
+from medseg.planning.fingerprint import CaseLook, take_fingerprint
 from medseg.planning.memory import StepBytes, estimated_step_bytes
 from medseg.planning.planner import Means, make_plan, means_for
 from medseg.planning.presets import check_network
@@ -138,9 +138,12 @@ def look_into(run: Run, splits: Mapping[str, Split]) -> Fingerprint:
     """Check every case, and take the fingerprint of those to learn from."""
     everyone = sorted({c for split in splits.values() for c in split.train + split.validation})
     named = run.dataset.select(tuple(everyone))
-    verify_cases(named, run.dataset, progress=run.phase("check")).raise_problems()
     cases = _training_cases(run, splits)
-    return take_fingerprint(run.dataset, cases, run.labels, progress=run.phase("fingerprint"))
+    look = CaseLook(run.dataset, cases, run.labels)
+    verify_cases(named, run.dataset, progress=run.phase("check"), look=look).raise_problems()
+    return take_fingerprint(
+        run.dataset, cases, run.labels, progress=run.phase("fingerprint"), seen=look
+    )
 
 
 def _training_cases(run: Run, splits: Mapping[str, Split]) -> tuple[Case, ...]:

@@ -11,8 +11,9 @@ import pytest
 from medseg.core.geometry import ALL_ORIENTATIONS, Geometry
 from medseg.core.labels import LabelSet
 from medseg.core.plan import Fingerprint
+from medseg.datasets.inspect import verify_cases
 from medseg.datasets.msd import read_msd
-from medseg.planning.fingerprint import take_fingerprint
+from medseg.planning.fingerprint import CaseLook, take_fingerprint
 from tests.phantoms import write_nifti
 
 LABELS = {1: "liver", 2: "spleen", 4: "tumour"}
@@ -108,6 +109,22 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     one, many = (take_fingerprint(data, data.cases, data.labels, workers=n) for n in (1, 3))
     assert one == many
     assert Fingerprint.model_validate_json(one.model_dump_json()) == one
+
+
+def test_cases_that_a_check_has_looked_at_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = read_msd(write(tmp_path))
+    read = take_fingerprint(data, data.cases, data.labels)
+    look = CaseLook(data, data.cases[1:], data.labels)
+    assert not verify_cases(data.cases, data, look=look).problems
+    # The others are read, of course.
+    assert take_fingerprint(data, data.cases, data.labels, seen=look) == read
+
+    look = CaseLook(data, data.cases, data.labels)
+    verify_cases(data.cases, data, look=look)
+    monkeypatch.delattr("medseg.planning.fingerprint.read_case_image")
+    assert take_fingerprint(data, data.cases, data.labels, seen=look) == read
 
 
 def test_many_voxels_are_sampled_evenly(tmp_path: Path) -> None:
