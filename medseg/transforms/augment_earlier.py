@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 # How often the labels of a patch are moved, and lack parts; the share of the patch above which
 # a part is never taken away; by how many voxels borders move (nnU-Net's figures).
@@ -72,6 +71,8 @@ def with_faults(labels: Labels, faults: EarlierFaults) -> Labels:
 
 def _box_of(labels: Labels, label: int, margin: int) -> tuple[slice, ...] | None:
     """Where a label lies, with a margin within the volume."""
+    from scipy import ndimage  # late: every training loads this file, and only cascades use it
+
     (found,) = ndimage.find_objects((labels == label).astype(np.uint8)) or (None,)
     if found is None:
         return None
@@ -82,6 +83,8 @@ def _box_of(labels: Labels, label: int, margin: int) -> tuple[slice, ...] | None
 
 
 def _move(labels: Labels, label: int, kind: str, voxels: int) -> None:
+    from scipy import ndimage
+
     # What is closed grows first, and must not reach the box that is looked at.
     box = _box_of(labels, label, 2 * voxels)
     if box is None:
@@ -103,6 +106,8 @@ def _move(labels: Labels, label: int, kind: str, voxels: int) -> None:
 
 
 def _lose(labels: Labels, label: int, which: float) -> None:
+    from scipy import ndimage
+
     box = _box_of(labels, label, 0)
     if box is None:
         return
