@@ -53,7 +53,7 @@ class Means:
     widths: tuple[int, ...]
     widest: int
     training_s: float | None = None
-    enough_steps: int = 1500
+    enough_steps: int = 1300
     configuration: str = "auto"
     target_bytes: int | None = None
     step_bytes: StepBytes = estimated_step_bytes
