@@ -80,7 +80,7 @@ def write_dataset(
 
     Raises:
         InputError: The layout is unknown, ``out`` is not empty or is the dataset's own folder,
-            or the dataset has regions.
+            or the layout cannot say what the masks of the dataset mean.
         MedsegError: A case cannot be read.
         OutputError: ``out`` cannot be written.
     """
@@ -111,14 +111,17 @@ def _check_request(dataset: Dataset, out: Path, *, layout: str) -> None:
         raise InputError(
             f"--out {out}", expected="a folder outside the dataset", got="one inside it"
         )
-    special = any(case.annotated is not None or case.missing for case in dataset.cases)
-    if dataset.regions or dataset.ignore is not None or special:
+    if dataset.regions and layout == "table":
         raise InputError(
-            f"dataset '{dataset.name}'",
-            expected="labels of one value each, and all of them in each case",
-            got="regions, an 'ignore' label, or cases with labels or channels that are not there",
-            cure="Copy this dataset as it is; its meaning would be lost in another layout.",
-        )
+            f"dataset '{dataset.name}'", expected="a name for each mask value",
+            got="regions, which overlap", cure="Use --to msd or nnunet, which can tell of them.",
+        )  # fmt: skip
+    without = [case.id for case in dataset.cases if case.missing]
+    if without and layout != "table":
+        raise InputError(
+            f"dataset '{dataset.name}', case {without[0]}", expected="an image of each channel",
+            got="a channel that is not there", cure="Use --to table, which can tell of it.",
+        )  # fmt: skip
 
 
 class _Writer:
@@ -127,9 +130,12 @@ class _Writer:
     def __init__(self, dataset: Dataset, folder: Path, *, layout: str, link: bool) -> None:
         self.dataset, self.folder, self.layout, self.link = dataset, folder, layout, link
         self.copied, self.rewritten = 0, 0
-        values = dataset.labels.values
+        # nnU-Net wants the value to be ignored behind all others.
+        values = dataset.labels.values + (() if dataset.ignore is None else (dataset.ignore,))
         gapless = layout != "nnunet" or values == tuple(range(1, len(values) + 1))
         self.renumbered = {} if gapless else {v: n for n, v in enumerate(values, start=1)}
+        # A file per channel: always in nnU-Net's layout, and where some case lacks a channel.
+        self.apart = layout == "nnunet" or any(case.missing for case in dataset.cases)
         endings = {suffix_of(path) for case in dataset.cases for path in case.files}
         # nnU-Net knows one ending for all; a JPEG mask would lose its values.
         same = len(endings) == 1 and endings <= {*SCAN_SUFFIXES}
@@ -142,36 +148,46 @@ class _Writer:
         images = self._images(case, content)
         label = self._label(case, content)
         row: dict[str, Any] = {"case": case.id, "images": images, "label": label}
+        if case.annotated is not None:
+            # By value: a region may have the name of a label.
+            row["annotated"] = [str(self._now(value)) for value in case.annotated]
         return row | ({"group": case.group} if case.group else {})
 
     def _images(self, case: Case, content: Content) -> list[str]:
+        """Files of a case's channels; in a table "" for those that it has not."""
         channels = len(self.dataset.channels)
-        apart = self.layout == "nnunet"
+        there = [n for n in range(channels) if n not in case.missing]
         joined = self.layout == "msd"
         as_they_are = content.image is None and (
-            len(case.images) == channels if apart else not joined or len(case.images) == 1
+            len(case.images) == len(there) if self.apart else not joined or len(case.images) == 1
         )
         as_they_are &= all(suffix_of(path) in SCAN_SUFFIXES for path in case.images)
-        if apart:
+        if self.layout == "nnunet":
             as_they_are &= all(suffix_of(path) == self.ending for path in case.images)
+        numbers = there if self.apart else list(range(len(case.images) if as_they_are else 1))
         if as_they_are:
-            names = self._names(case.id, len(case.images), [suffix_of(p) for p in case.images])
+            names = self._names(case.id, numbers, [suffix_of(path) for path in case.images])
             for source, name in zip(case.images, names, strict=True):
                 self._take(source, name)
+        else:
+            scan = content.image or read_case_image(case)
+            voxels = scan.voxels()
+            parts = list(voxels[there][:, None]) if self.apart else [voxels]
+            names = self._names(case.id, numbers, [".nii.gz"] * len(parts))
+            for name, part in zip(names, parts, strict=True):
+                self._write_scan(name, part, scan)
+        if not case.missing:
             return names
-        scan = content.image or read_case_image(case)
-        parts = [scan.voxels()] if not apart else list(scan.voxels()[:, None])
-        names = self._names(case.id, len(parts), [".nii.gz"] * len(parts))
-        for name, voxels in zip(names, parts, strict=True):
-            self._write_scan(name, voxels, scan)
-        return names
+        named = dict(zip(there, names, strict=True))
+        return [named.get(number, "") for number in range(channels)]
 
-    def _names(self, case_id: str, count: int, suffixes: list[str]) -> list[str]:
-        numbered = self.layout == "nnunet" or count > 1
+    def _names(self, case_id: str, numbers: list[int], suffixes: list[str]) -> list[str]:
+        many = self.apart and len(self.dataset.channels) > 1
+        numbered = self.layout == "nnunet" or many or len(numbers) > 1
         return [
             f"{self.images}/{case_id}_{n:04d}{suffix}" if numbered
             else f"{self.images}/{case_id}{suffix}"
-            for n, suffix in zip(range(count), suffixes, strict=True)
+            for n, suffix in zip(numbers, suffixes, strict=True)
         ]  # fmt: skip
 
     def _label(self, case: Case, content: Content) -> str:
@@ -207,17 +223,20 @@ class _Writer:
         self.rewritten += 1
 
     def _write_mask(self, name: str, mask: NDArray[Any], scan: Scan) -> None:
-        labels = self.dataset.labels
         if self.renumbered:
-            table = np.zeros(int(max(labels.values)) + 1, dtype=np.uint16)
+            top = max(self.renumbered)
+            table = np.zeros(top + 1, dtype=np.uint16)
             table[list(self.renumbered)] = list(self.renumbered.values())
-            mask = table[np.where(mask > max(labels.values), 0, mask)]
+            mask = table[np.where(mask > top, 0, mask)]
         kind = np.uint8 if int(mask.max(initial=0)) <= 255 else np.uint16
         prediction = Prediction(
             mask.astype(kind), scan.geometry, self._names_now(), forms=scan.forms
         )
         write_mask(self.folder / name, prediction)
         self.rewritten += 1
+
+    def _now(self, value: int) -> int:
+        return self.renumbered.get(value, value)
 
     def _names_now(self) -> Any:
         labels = self.dataset.labels
@@ -237,41 +256,61 @@ class _Writer:
     def _common(self) -> dict[str, Any]:
         return {"name": self.dataset.name, "licence": self.dataset.licence}
 
+    def _meaning(self) -> dict[str, Any]:
+        """Labels as nnU-Net has them: regions with the order of painting, and ``ignore``."""
+        labels, regions = self._names_now(), self.dataset.regions
+        named: dict[str, Any] = dict(zip(labels.names, labels.values, strict=True))
+        if regions:
+            named = {one.name: [self._now(value) for value in one.values] for one in regions}
+        if self.dataset.ignore is not None:
+            named["ignore"] = self._now(self.dataset.ignore)
+        order = [self._now(one.value) for one in regions if one.value is not None]
+        told = {"regions_class_order": order} if regions and len(order) == len(regions) else {}
+        return {"labels": {"background": 0} | named} | told
+
     def _msd(self, rows: list[dict[str, Any]]) -> None:
         labels = self.dataset.labels
-        about = self._common() | {
-            "modality": {str(n): name for n, name in enumerate(self.dataset.channels)},
+        meaning = {
             "labels": {"0": "background"}
-            | {str(v): name for v, name in zip(labels.values, labels.names, strict=True)},
+            | {str(v): name for v, name in zip(labels.values, labels.names, strict=True)}
+        }
+        if self.dataset.regions or self.dataset.ignore is not None:
+            meaning = self._meaning()
+        about = self._common() | meaning | {
+            "modality": {str(n): name for n, name in enumerate(self.dataset.channels)},
             "numTraining": len(rows),
             "training": [
                 {"image": row["images"][0], "label": row["label"]}
-                | ({"group": row["group"]} if "group" in row else {})
+                | {key: row[key] for key in ("group", "annotated") if key in row}
                 for row in rows
             ],
             "test": [],
-        }
+        }  # fmt: skip
         write_text(self.folder / "dataset.json", json.dumps(about, indent=1))
 
     def _nnunet(self, rows: list[dict[str, Any]]) -> None:
-        labels = self._names_now()
-        about = self._common() | {
+        about = self._common() | self._meaning() | {
             "channel_names": {str(n): name for n, name in enumerate(self.dataset.channels)},
-            "labels": {"background": 0} | dict(zip(labels.names, labels.values, strict=True)),
             "numTraining": len(rows),
             "file_ending": self.ending,
-        }
+        }  # fmt: skip
+        told = {row["case"]: row["annotated"] for row in rows if "annotated" in row}
+        about |= {"annotated": told} if told else {}
         write_text(self.folder / "dataset.json", json.dumps(about, indent=1))
 
     def _table(self, rows: list[dict[str, Any]]) -> None:
         one_file = all(len(row["images"]) == 1 for row in rows)
         names = [""] if one_file and len(self.dataset.channels) > 1 else self.dataset.channels
         heads = [f"image_{name}" if name else "image" for name in names]
-        table = [["case", *heads, "label", "group"]]
-        table += [[r["case"], *r["images"], r["label"], r.get("group", "")] for r in rows]
-        labels = self.dataset.labels
+        partly = any("annotated" in row for row in rows)
+        table = [["case", *heads, "label", "group", *(["annotated"] if partly else [])]]
+        for row in rows:
+            told = [";".join(row.get("annotated", []))] if partly else []
+            table.append([row["case"], *row["images"], row["label"], row.get("group", ""), *told])
+        labels, ignore = self.dataset.labels, self.dataset.ignore
         write_text(self.folder / "dataset.csv", _csv(table))
         pairs = [[str(v), name] for v, name in zip(labels.values, labels.names, strict=True)]
+        pairs += [] if ignore is None else [[str(ignore), "ignore"]]
         write_text(self.folder / "labels.csv", _csv([["value", "name"], *pairs]))
 
 

@@ -118,3 +118,81 @@ def test_a_sheared_grid_stays_where_it_is(tmp_path: Path) -> None:
             write_nifti(tmp_path / "a" / name, voxels % 2 + number, affine)
     convert(tmp_path / "a", tmp_path / "b", to="msd")
     same_voxels(open_dataset(tmp_path / "a"), open_dataset(tmp_path / "b"))
+
+
+def with_meaning(folder: Path) -> Path:
+    """Regions over the values 2, 5 and 9, 300 to be ignored, one case without the last of them."""
+    source = write_msd_dataset(folder, cases=3, shape=(9, 7, 5))
+    values = np.array([0, 2, 5, 9, 300], np.uint16)
+    for number, case in enumerate(open_dataset(source).cases):
+        assert case.label is not None
+        mask, scan = read_case_mask(case)
+        mask = mask.astype(np.uint8)
+        mask[0, number], mask[1, :, 2] = 3, 4
+        write_nifti(case.label, values[mask], scan.geometry.affine_ras)
+    raw = json.loads((source / "dataset.json").read_text())
+    raw["labels"] = {"background": 0, "whole": [2, 5, 9], "core": [5, 9], "ignore": 300}
+    raw["regions_class_order"] = [2, 9]
+    raw["training"][1]["annotated"] = ["2", "5"]
+    (source / "dataset.json").write_text(json.dumps(raw))
+    return source
+
+
+@pytest.mark.parametrize("to", ["msd", "nnunet"])
+def test_what_masks_mean_is_kept(tmp_path: Path, to: str) -> None:
+    source = with_meaning(tmp_path / "a")
+    original = open_dataset(source)
+    told = convert(source, tmp_path / "b", to=to)
+    there = open_dataset(tmp_path / "b")
+    new = {int(old): value for old, value in told["renumbered"].items()}
+    assert new == ({2: 1, 5: 2, 9: 3, 300: 4} if to == "nnunet" else {})
+    assert there.ignore == new.get(300, 300)
+    for region, again in zip(original.regions, there.regions, strict=True):
+        assert (again.name, again.value) == (region.name, new.get(region.value, region.value))
+        assert again.values == tuple(new.get(value, value) for value in region.values)
+    assert [case.annotated for case in there.cases] == [
+        None, tuple(new.get(value, value) for value in (2, 5)), None
+    ]  # fmt: skip
+    for a, b in zip(original.cases, there.cases, strict=True):
+        old, now = read_case_mask(a)[0], read_case_mask(b)[0]
+        assert {int(value) for value in np.unique(old)} >= {2, 5, 9, 300}
+        table = np.arange(301)
+        table[list(new)] = list(new.values())
+        np.testing.assert_array_equal(table[old], now)
+    with pytest.raises(InputError, match=r"regions, which overlap.*--to msd or nnunet"):
+        convert(source, tmp_path / "c", to="table")
+
+
+@pytest.mark.parametrize("to", ["msd", "nnunet", "table"])
+def test_ignore_and_annotated_of_plain_labels_are_kept(tmp_path: Path, to: str) -> None:
+    source = with_meaning(tmp_path / "a")
+    raw = json.loads((source / "dataset.json").read_text())
+    raw["labels"] = {"background": 0, "low": 2, "high": 5, "top": 9, "ignore": 300}
+    del raw["regions_class_order"]
+    (source / "dataset.json").write_text(json.dumps(raw))
+    convert(source, tmp_path / "b", to=to)
+    there = open_dataset(tmp_path / "b")
+    assert there.labels.names == ("low", "high", "top")
+    values = (1, 2, 3) if to == "nnunet" else (2, 5, 9)
+    assert (there.labels.values, there.ignore) == (values, 4 if to == "nnunet" else 300)
+    assert [case.annotated for case in there.cases] == [None, values[:2], None]
+
+
+def test_a_channel_that_is_not_there_is_left_out_of_a_table(tmp_path: Path) -> None:
+    source = write_msd_dataset(tmp_path / "a", cases=2, shape=(9, 7, 5), channels=("T1", "T2"))
+    convert(source, tmp_path / "apart", to="nnunet")
+    rows = ["case,image_T1,image_T2,label"]
+    for n, second in ((0, "{}_0001.nii.gz"), (1, "")):
+        name = f"apart/imagesTr/case_{n:03d}"
+        rows.append(
+            f"case_{n:03d},{name}_0000.nii.gz,{second.format(name)},apart/labelsTr/case_{n:03d}.nii.gz"
+        )
+    table = tmp_path / "cases.csv"
+    table.write_text("\n".join(rows) + "\n")
+    convert(table, tmp_path / "b", to="table")
+    original, there = open_dataset(table), open_dataset(tmp_path / "b")
+    assert [case.missing for case in there.cases] == [(), (1,)]
+    assert there.channels == original.channels
+    same_voxels(original, there)
+    with pytest.raises(InputError, match=r"case_001.*a channel that is not there.*--to table"):
+        convert(table, tmp_path / "c", to="nnunet")
