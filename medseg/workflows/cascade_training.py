@@ -38,7 +38,7 @@ from medseg.report.html import Block, Links, Text, render_page
 from medseg.workflows import segment
 from medseg.workflows.earlier_stage import EarlierStage
 from medseg.workflows.plan import look_into
-from medseg.workflows.run import Run, open_run, read_fingerprint, was_decided
+from medseg.workflows.run import Run, open_run, was_decided
 
 INNER_FOLDS = 3
 # Of a budget: the first stage, and the second; between them masks are made.
@@ -116,20 +116,10 @@ def _open(run: Run, splits: dict[str, Split]) -> None:
 
 def _stage(run: Run, name: str, *, share: float) -> Run:
     budget = run.settings.budget_s
-    changes = {
-        "configuration": "3d-low" if name == "low" else "3d",
-        "budget_s": None if budget is None else share * budget,
-    }
-    return replace(
-        run,
-        settings=run.settings.model_copy(update=changes),
-        folder=run.folder / name,
-        progress=lambda phase, done, total, note: run.progress(
-            phase, done, total, f"{name}: {note}"
-        ),
-        resumed=was_decided(run.folder / name / "run.json"),
-        began=time.perf_counter(),
-        fingerprint=read_fingerprint(run.folder),
+    return run.part(
+        name,
+        configuration="3d-low" if name == "low" else "3d",
+        budget_s=None if budget is None else share * budget,
     )
 
 

@@ -37,7 +37,7 @@ from medseg.planning.planner import means_for
 from medseg.report.configurations import configurations_page
 from medseg.workflows.pairs import judge_pairs, keep_pair
 from medseg.workflows.plan import decide, look_into
-from medseg.workflows.run import Run, open_run, read_fingerprint, read_ground, was_decided
+from medseg.workflows.run import Run, open_run, read_ground, was_decided
 
 # Of a budget, for the means of two: their cases are segmented once more.
 _COMPARING = 0.1
@@ -153,21 +153,12 @@ def _check_plans(run: Run, fingerprint: Fingerprint, names: Sequence[str], *, fo
 def _trained(
     run: Run, name: str, *, names: Sequence[str], train_one: TrainOne, first: bool
 ) -> Candidate:
-    folder, whole_s = run.folder / name, run.settings.budget_s
+    whole_s = run.settings.budget_s
     kept = _COMPARING if len(names) > 1 else 0.0
     share = None if whole_s is None else (1 - kept) * whole_s / len(names)
-    own = replace(
-        run,
-        settings=run.settings.model_copy(update={"configuration": name, "budget_s": share}),
-        folder=folder,
-        progress=lambda phase, done, total, note: run.progress(
-            phase, done, total, f"{name}: {note}"
-        ),
-        resumed=was_decided(folder / "run.json"),
-        # What comes before all of them counts to the first.
-        began=run.began if first else time.perf_counter(),
-        fingerprint=read_fingerprint(run.folder),
-    )
+    own = run.part(name, configuration=name, budget_s=share)
+    if first:  # what comes before all of them counts to it
+        own = replace(own, began=run.began)
     _log.info("configuration %s, %d of %d", name, names.index(name) + 1, len(names))
     result = train_one(own)
     ground = read_ground(own)

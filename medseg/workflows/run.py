@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,26 @@ class Run:
     def fold_folder(self, name: str) -> Path:
         """Where a fold's files go: the run itself, or ``fold_N`` when all are trained."""
         return self.folder / f"fold_{name}" if self.settings.fold == "all" else self.folder
+
+    def part(self, name: str, **changes: Any) -> Run:
+        """A run of its own in a folder within this one, of the same cases; it begins now.
+
+        Args:
+            name: Of the folder, and in what the progress says.
+            **changes: Of the settings.
+        """
+        folder = self.folder / name
+        return replace(
+            self,
+            settings=self.settings.model_copy(update=changes),
+            folder=folder,
+            progress=lambda phase, done, total, note: self.progress(
+                phase, done, total, f"{name}: {note}"
+            ),
+            resumed=was_decided(folder / "run.json"),
+            began=time.perf_counter(),
+            fingerprint=read_fingerprint(self.folder),
+        )
 
     @property
     def left_s(self) -> float | None:
