@@ -101,6 +101,7 @@ class NetworkKind:
         any_size: What is traced at one size of tile holds for all.
         optimiser: What it learns best with.
         learning_rate: What that begins with.
+        channels_last: It can train with channels last in memory.
         needs: A package that the extra ``transformers`` brings; "" for none.
     """
 
@@ -112,6 +113,7 @@ class NetworkKind:
     any_size: bool = True
     optimiser: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 2e-3
+    channels_last: bool = False
     needs: str = ""
 
 
@@ -122,6 +124,7 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
         supervised=True,
         counted=True,
         optimiser="muon",
+        channels_last=True,
     ),
     "residual_unet": NetworkKind(
         "U-Net with a residual encoder",
@@ -129,6 +132,7 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
         supervised=True,
         counted=True,
         optimiser="muon",
+        channels_last=True,
     ),
     "fcn": NetworkKind(
         "FCN: scores of coarse stages, added",
@@ -136,6 +140,7 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
         options=FcnOptions,
         counted=True,
         optimiser="muon",
+        channels_last=True,
     ),
     "deeplab": NetworkKind(
         "DeepLabV3+: atrous pyramid and a small decoder",
@@ -143,6 +148,7 @@ NETWORK_KINDS: dict[str, NetworkKind] = {
         options=DeeplabOptions,
         counted=True,
         optimiser="muon",
+        channels_last=True,
     ),
     "dynunet": NetworkKind(
         "MONAI's DynUNet", "Isensee et al., arXiv:1904.08128", options=DynunetOptions

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import batch_norm, interpolate
 
+# By the number of axes of a tensor: of all its values, those of one voxel lie side by side.
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 Sides = tuple[int, ...]
 
 
@@ -32,8 +35,55 @@ def upsampling(dims: int, channels_in: int, channels_out: int, *, stride: Sides)
 
 def normalisation(dims: int, channels: int) -> nn.Module:
     """Instance norm with a learned scale and shift."""
-    kind = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d
+    kind = InstanceNorm2d if dims == 2 else InstanceNorm3d
     return kind(channels, affine=True)
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """torch's own; it may train with channels last (see :func:`train_channels_last`)."""
+
+    channels_last = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        alike = self.channels_last and self.training
+        return _norm_channels_last(x, self) if alike else super().forward(x)
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """torch's own; it may train with channels last (see :func:`train_channels_last`)."""
+
+    channels_last = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        alike = self.channels_last and self.training
+        return _norm_channels_last(x, self) if alike else super().forward(x)
+
+
+def _norm_channels_last(x: Tensor, norm: InstanceNorm2d | InstanceNorm3d) -> Tensor:
+    """Instance norm of (N, C, ...) that leaves channels last.
+
+    torch's instance norm makes one axis of samples and channels, for which it copies such a
+    tensor forth and back. Batch norm of one sample computes the same, on the values as they lie.
+    """
+    laid = x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
+    found = [
+        batch_norm(one, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        for one in laid.split(1)
+    ]
+    return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def train_channels_last(network: nn.Module) -> None:
+    """Keep channels last in memory from the first norm on, while the network trains.
+
+    Convolutions follow the order of their input, so that only norms need to know.
+
+    Args:
+        network: Changed in place; it computes the same as before.
+    """
+    for module in network.modules():
+        if isinstance(module, InstanceNorm2d | InstanceNorm3d):
+            module.channels_last = True
 
 
 class ConvNormAct(nn.Module):

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from medseg.core.network_options import DeeplabOptions
 from medseg.core.plan import NetworkPlan
-from medseg.networks.blocks import ConvNormAct, Sides, convolution, enlarged, initialise
+from medseg.networks.blocks import (
+    ConvNormAct,
+    Sides,
+    convolution,
+    enlarged,
+    initialise,
+    normalisation,
+)
 from medseg.networks.residual_unet import residual_encoder
 
 
@@ -49,8 +56,7 @@ class AtrousPyramid(nn.Module):
         joined = len(self.branches) * channels_out
         self.from_branches = convolution(dims, joined, channels_out, kernel=one)
         self.from_mean = convolution(dims, channels_out, channels_out, kernel=one)
-        kind = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d
-        self.norm = kind(channels_out, affine=True)
+        self.norm = normalisation(dims, channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
         seen = torch.cat([branch(x) for branch in self.branches], dim=1)

@@ -27,6 +27,7 @@ def explain(plan: Plan) -> list[Row]:
     """Each choice of a plan with its value and its reason, in the order of the work."""
     network, training = plan.network, plan.training
     spacing = " x ".join("own" if side is None else f"{side:.3g}" for side in plan.spacing_mm)
+    last = training.memory_format == "channels_last"
     values = {
         "configuration": f"{network.spatial_dims}D",
         "not_2d": "", "not_3d": "", "not_3d-low": "", "not_cascade": "",
@@ -39,6 +40,8 @@ def explain(plan: Plan) -> list[Row]:
         "network": network.name,
         "strides": f"{len(network.strides)} stages, coarsest step {_sides(network.divisor)}",
         "features": ", ".join(map(str, network.features)),
+        "precision": "" if training.precision == "auto" else training.precision,
+        "memory_format": _named(training.memory_format) if last else "",
         "optimiser": training.optimiser,
         "learning_rate": f"{training.learning_rate:g}",
         "augmentation": _steps(plan),

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from medseg.core.plan import Plan
 from medseg.inference.device import autocast_dtype
+from medseg.networks.blocks import train_channels_last
 from medseg.networks.build import build_network
 from medseg.training.checkpoint import TrainState
 from medseg.training.losses import SegmentationLoss
@@ -88,6 +89,8 @@ class Stepper:
         self.parameters = list(state.network.parameters())
         self.largest_norm = plan.training.clip_gradient_norm
         self.loss = SegmentationLoss(plan, device, total=self.team.total, processes=self.team.size)
+        if plan.training.memory_format == "channels_last":
+            train_channels_last(state.network)
         self.half = training_dtype(plan, device)
         self.shared = self.team.share_gradients(state.network, device)
         self.forward = torch.compile(self.shared) if compiled else self.shared

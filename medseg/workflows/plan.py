@@ -26,7 +26,7 @@ from medseg.planning.memory import StepBytes, estimated_step_bytes
 from medseg.planning.planner import Means, make_plan, means_for
 from medseg.planning.presets import check_network
 from medseg.training.budget import measure_step, typical_case
-from medseg.training.probe import bf16_gain, bf16_pays, measured_step_bytes
+from medseg.training.probe import QuickerFormat, bf16_gain, bf16_pays, measured_step_bytes
 from medseg.workflows.run import Progress, Run
 
 if TYPE_CHECKING:
@@ -176,15 +176,22 @@ def decide(
         target = target or own
     means = _means(run, fingerprint, target=target, folds_left=folds_left)
     precision = _precision(run)
+
+    def step_cost(draft: Plan) -> float:
+        return measure_step(draft, typical_case(draft, fingerprint), run.device)
+
+    quicker = QuickerFormat(step_cost)
+    either = _may_choose_format(run, changes)
     made = make_plan(
         fingerprint,
         run.labels,
         means,
         network=network,
         width=settings.base_features,
-        step_cost=lambda draft: measure_step(draft, typical_case(draft, fingerprint), run.device),
+        step_cost=quicker if either else step_cost,
         changes={**precision, **changes},
     )
+    made = quicker.settled(made)
     if not precision or "training.precision" in changes:
         return made
     reason = f"a convolution learns {bf16_gain():.1f} times as fast as in fp32 on this processor"
@@ -196,6 +203,12 @@ def _precision(run: Run) -> dict[str, object]:
     if run.settings.deterministic or not bf16_pays(run.device):
         return {}
     return {"training.precision": "bf16"}
+
+
+def _may_choose_format(run: Run, changes: dict[str, object]) -> bool:
+    """Whether the format of memory is chosen by time, on a CPU that need not repeat a run."""
+    free = run.device.type == "cpu" and not run.settings.deterministic
+    return free and "training.memory_format" not in changes
 
 
 def _bytes(memory: str) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from medseg.core.plan import Plan, edited
 from medseg.training import probe
 from medseg.training.budget import typical_case
-from medseg.training.probe import bf16_gain, bf16_pays
+from medseg.training.probe import QuickerFormat, bf16_gain, bf16_pays
 from tests.models import small_plan
 from tests.planning_facts import fingerprint
 
@@ -41,3 +42,30 @@ def test_a_typical_case_lies_as_the_plan_turns_it() -> None:
     plan = small_plan(dims=2, axis_order=(1, 2, 0), spacing_mm=(2.0, 1.0, None))
     # 41 x 1 mm in steps of 2 mm, 52 x 0.5 mm in steps of 1 mm, 30 slices as they are.
     assert typical_case(plan, facts).image.shape == (1, 20, 26, 30)
+
+
+@pytest.mark.parametrize(("last", "taken"), [(1.0, False), (0.97, False), (0.5, True)])
+def test_the_quicker_memory_format_is_taken(last: float, taken: bool) -> None:
+    def step_cost(draft: Plan) -> float:
+        return last if draft.training.memory_format == "channels_last" else 1.0
+
+    quicker, plan = QuickerFormat(step_cost), small_plan()
+    assert quicker(plan) == last
+    settled = quicker.settled(plan)
+    assert settled.training.memory_format == ("channels_last" if taken else "contiguous")
+    assert ("memory_format" in settled.reasons) is taken
+    # Nothing is known of a wider network, nor of the same one in another precision.
+    for key, value in (("network.features", (8, 16)), ("training.precision", "bf16")):
+        other = edited(plan, {key: value})
+        assert quicker.settled(other) == other
+
+
+def test_a_network_whose_norms_are_not_ours_keeps_its_format() -> None:
+    asked = []
+    plan = small_plan()
+    network = plan.network.model_copy(update={"name": "segresnet"})
+    plan = plan.model_copy(update={"network": network})
+    quicker = QuickerFormat(lambda draft: asked.append(draft.training.memory_format) or 1.0)
+    assert quicker(plan) == 1.0
+    assert asked == ["contiguous"]
+    assert quicker.settled(plan) == plan

@@ -80,3 +80,15 @@ def test_a_step_computes_in_the_precision_of_the_plan(
     close = 0.02 if inside is torch.bfloat16 else 0.0
     assert float(loss) == pytest.approx(float(wanted[0]), rel=close)
     assert float(norm) == pytest.approx(float(wanted[1]), rel=5 * close)
+
+
+def test_channels_last_changes_the_order_of_memory_alone() -> None:
+    found = []
+    for order in ("contiguous", "channels_last"):
+        plan = small_plan(**{"training.memory_format": order})
+        state = new_state(plan, seed=0, device=CPU)
+        step_once, batches = Stepper(state, plan, CPU), Batches(CASES, plan, seed=0, device=CPU)
+        seed_step(3, 0, 0)
+        loss, norm = step_once([batches.batch(0)], 1e-3)
+        found.append((float(loss), float(norm)))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)

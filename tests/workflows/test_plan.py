@@ -70,6 +70,24 @@ def test_a_processor_that_is_quicker_in_bf16_trains_in_it(
     assert "precision" not in stated["reasons"]
 
 
+def test_a_short_budget_takes_the_quicker_memory_format(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "medseg.workflows.plan.measure_step",
+        lambda plan, *_: 0.1 if plan.training.memory_format == "channels_last" else 0.2,
+    )
+    options: dict[str, Any] = {"device": "cpu", "budget": "5min"}
+    told = medseg.plan(data, **options)["plan"]
+    assert told["training"]["memory_format"] == "channels_last"
+    assert "2.00 times as fast" in told["reasons"]["memory_format"]
+    # The same bits on every processor; and what is set is set.
+    options["set"] = ["plan.training.memory_format=contiguous"]
+    assert medseg.plan(data, **options)["plan"]["training"]["memory_format"] == "contiguous"
+    options |= {"set": [], "deterministic": True}
+    assert medseg.plan(data, **options)["plan"]["training"]["memory_format"] == "contiguous"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
