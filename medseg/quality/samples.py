@@ -140,7 +140,7 @@ def samples_of(
 
 def planted_samples(
     case: KnownCase, profile: Profile, rng: np.random.Generator, *, most: int
-) -> list[Sample]:
+) -> Iterator[list[Sample]]:
     """Samples of faults that are planted in the reference mask, and of the mask as it is.
 
     Args:
@@ -148,16 +148,16 @@ def planted_samples(
         profile: To compare with.
         rng: Chance.
         most: Samples with a fault, about.
+
+    Yields:
+        Those of one label; labels come in an order of chance, for who stops in between.
     """
     shown = [label for label in case.told if label.name in case.look.labels]
     each, rest = divmod(most, len(KINDS) * max(1, len(shown)))
-    if not each:
-        # Of many labels some are drawn.
-        count = max(1, rest // len(KINDS))
-        order = rng.permutation(len(shown))[:count]
-        shown = [shown[int(place)] for place in order]
-    found = []
-    for label in shown:
+    # Of many labels some are drawn.
+    count = len(shown) if each else max(1, rest // len(KINDS))
+    for place in rng.permutation(len(shown))[:count]:
+        label, found = shown[int(place)], []
         for faulty in _faulty(case, label, rng, max(1, each)):
             own = case.view.look(faulty, LabelSet(labels=(label,)))
             look = replace(case.look, labels={**case.look.labels, **own.labels})
@@ -166,7 +166,7 @@ def planted_samples(
             found.append(_sample(case, label, look, profile, score, {}, "planted"))
         sound = _sample(case, label, case.look, profile, 1.0, {}, "planted")
         found += [sound] * max(1, round(_SOUND_SHARE * len(KINDS) * max(1, each)))
-    return found
+        yield found
 
 
 def _faulty(

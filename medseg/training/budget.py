@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import torch
 
+from medseg.core.geometry import Geometry
 from medseg.core.plan import Fingerprint, Plan
 from medseg.inference.predictor import Predictor
 from medseg.networks.build import build_network
 from medseg.training.cache import CachedCase
 from medseg.training.loader import Batches
 from medseg.training.step import Stepper, new_state, update_average
+from medseg.transforms.preprocess import RestoreRecord
 
 # What remains beside the cases: the last picture, the package, closing files.
 _CLOSING_S = 8.0
@@ -25,6 +29,10 @@ def typical_case(plan: Plan, fingerprint: Fingerprint) -> CachedCase:
     for axis, new in zip(plan.axis_order, plan.spacing_mm, strict=True):
         side, old = fingerprint.median_shape[axis], fingerprint.median_spacing_mm[axis]
         shape.append(max(1, round(side * old / (new or old))))
+    return _noise(plan, shape)
+
+
+def _noise(plan: Plan, shape: Sequence[int]) -> CachedCase:
     rng = np.random.default_rng(0)
     image = rng.standard_normal((len(plan.channels), *shape), dtype=np.float32)
     label = rng.integers(0, plan.scheme.indices, shape).astype(plan.scheme.dtype)
@@ -63,15 +71,43 @@ def measure_case(plan: Plan, case: CachedCase, device: torch.device) -> float:
     return min(took)
 
 
-def closing_seconds(case_s: float, *, inner: int, validation: int) -> float:
+def measure_mask(plan: Plan, fingerprint: Fingerprint, device: torch.device) -> float:
+    """Seconds, beside those of the network, to make a mask of a typical case from its logits.
+
+    Adding up, restoring, and saying how sure the network is, grow with voxels and labels: a
+    scan of no more than a patch is timed, and what it took is multiplied.
+    """
+    whole = typical_case(plan, fingerprint).image.shape[1:]
+    small, sides = [min(pair) for pair in zip(plan.patch_size, whole, strict=True)], [1, 1, 1]
+    for place, axis in enumerate(plan.axis_order):
+        old = fingerprint.median_spacing_mm[axis]
+        sides[axis] = max(1, round(small[place] * (plan.spacing_mm[place] or old) / old))
+    geometry = Geometry(
+        (sides[0], sides[1], sides[2]), np.diag([*fingerprint.median_spacing_mm, 1])
+    )
+    record = RestoreRecord.for_plan(geometry, plan)
+    voxels = _noise(plan, record.working.shape).volume(plan)
+    sure = Predictor([build_network(plan.network, seed=0)], plan, device, confidence=True)
+    took = []
+    for _ in range(2):
+        started = time.perf_counter()
+        sure.infer(voxels, record)
+        between = time.perf_counter()
+        sure.logits(voxels)
+        took.append(2 * between - started - time.perf_counter())
+    return max(0.0, min(took)) * prod(whole) / prod(record.working.shape)
+
+
+def closing_seconds(case_s: float, *, judged_s: float, inner: int, validation: int) -> float:
     """Time to set aside for what follows the last step.
 
     Args:
         case_s: From ``measure_case``.
+        judged_s: To read a case, make its mask, write and score it.
         inner: Cases kept back, looked at after the last step and for the post-processing.
-        validation: Cases of the fold, which are also read, restored, scored and drawn.
+        validation: Cases of the fold.
     """
-    return _CLOSING_S + 2.6 * case_s * inner + validation * (1.5 * case_s + 0.1)
+    return _CLOSING_S + 2.6 * case_s * inner + validation * (judged_s + 0.1)
 
 
 def affordable_looks(case_s: float, *, inner: int, looks: int, training_s: float | None) -> int:

@@ -69,7 +69,7 @@ def judge_pairs(
         name, cost_s = f"{one.name}+{two.name}", one.cost_s + two.cost_s
         folder, made_of = run.folder / "pairs" / name, _identity(run, splits, (one, two))
         metrics = _done(folder, made_of)
-        needed_s = closing_seconds(cost_s, inner=0, validation=cases)
+        needed_s = closing_seconds(cost_s, judged_s=1.5 * cost_s, inner=0, validation=cases)
         spent_s = time.perf_counter() - began
         if metrics is None and allowed_s is not None and spent_s + needed_s > allowed_s:
             notes.append(f"{name} was left out: the budget does not reach for its cases.")

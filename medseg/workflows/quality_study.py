@@ -105,7 +105,7 @@ class FoldStudy:
             return 0.0
         sampled = min(len(self._inner), self._affordable())
         looks = 2 * (sampled + validation) * self._look_s
-        network = 1.5 * sampled * self._ground.case_s
+        network = 1.1 * sampled * self._ground.mask_s
         return looks + network + _PLANTING * budget_s + _FITTING_S
 
     def sample_stage(self, network: nn.Module, share: float) -> None:
@@ -153,7 +153,10 @@ class FoldStudy:
         for case in cases:
             if time.perf_counter() > ends:
                 break
-            self._study.samples += planted_samples(self._reference(case), profile, rng, most=each)
+            for samples in planted_samples(self._reference(case), profile, rng, most=each):
+                self._study.samples += samples
+                if time.perf_counter() > ends:
+                    break
 
     def _ends(self, share: float) -> float:
         """When some work is to end, by the clock, that may take a share of the budget."""
@@ -199,7 +202,7 @@ class FoldStudy:
         budget_s = self._run.settings.budget_s
         if budget_s is None:
             return _MOST_SAMPLED
-        a_case_s = 1.5 * max(self._ground.case_s, 1e-3) + 2 * self._look_s
+        a_case_s = 1.1 * max(self._ground.mask_s, 1e-3) + 2 * self._look_s
         return min(_MOST_SAMPLED, int(_SAMPLING * budget_s / (a_case_s * (len(STAGES) + 1))))
 
     def _sample(

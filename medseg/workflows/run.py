@@ -99,6 +99,8 @@ class Ground:
     Attributes:
         plan: What was decided.
         case_s: Seconds that the network takes for a case.
+        mask_s: Seconds to make its mask, and to say how sure the network is.
+        judged_s: Seconds to read it, make its mask and score it.
         step_size: Samples of a step, of all processes: it stays when their number changes.
         prepared_s: Seconds that it took to decide.
     """
@@ -107,6 +109,8 @@ class Ground:
     case_s: float
     step_size: int
     prepared_s: float = 0.0
+    mask_s: float = 0.0
+    judged_s: float = 0.0
 
     def parts(self, processes: int) -> int:
         """Batches of each process that make a step.
@@ -209,7 +213,8 @@ def read_ground(run: Run) -> Ground | None:
             return None
         plan = Plan.model_validate(was["plan"])
         cost, size = float(was["case_s"]), int(was["step_size"])
-        return Ground(plan, cost, size, float(was["prepared_s"]))
+        mask, judged = float(was.get("mask_s", cost)), float(was.get("judged_s", 1.5 * cost))
+        return Ground(plan, cost, size, float(was["prepared_s"]), mask, judged)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(str(note), expected="a run's settings", got=str(error)) from error
 
@@ -234,6 +239,7 @@ def keep_ground(run: Run, ground: Ground) -> None:
     facts |= {
         "plan": ground.plan.model_dump(mode="json"), "case_s": ground.case_s,
         "step_size": ground.step_size, "prepared_s": ground.prepared_s,
+        "mask_s": ground.mask_s, "judged_s": ground.judged_s,
     }  # fmt: skip
     write_text(run.folder / "plan.json", ground.plan.to_json())
     write_text(note, json.dumps(facts, indent=2))
@@ -283,7 +289,9 @@ def schedule_of(
         longer = (budget - was["budget_s"]) / fold.of
         return Schedule(0, seconds=float(was["seconds"]) + longer)
     held = len(fold.split.validation)
-    closing = study_s + closing_seconds(ground.case_s, inner=inner, validation=held)
+    closing = study_s + closing_seconds(
+        ground.case_s, judged_s=ground.judged_s, inner=inner, validation=held
+    )
     # A run that goes on has forgotten its start: each fold gets its share of the budget.
     share = (budget - ground.prepared_s) / fold.of if run.resumed else run.left_s / fold.left
     seconds = share - closing

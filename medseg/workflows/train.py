@@ -33,14 +33,14 @@ from medseg.datasets.scheme import training_scheme
 from medseg.inference.device import choose_device
 from medseg.io.atomic import write_text
 from medseg.planning.presets import check_network
-from medseg.training.budget import measure_case, typical_case
+from medseg.training.budget import measure_case, measure_mask, typical_case
 from medseg.training.determinism import deterministic
 from medseg.training.processes import device_of, team_of
 from medseg.workflows.cascade_training import train_cascade
 from medseg.workflows.configurations import train_configurations
 from medseg.workflows.fine_tune import Start, changes_of
 from medseg.workflows.fold import train_fold
-from medseg.workflows.judge import join_folds
+from medseg.workflows.judge import join_folds, reading_and_scoring_s
 from medseg.workflows.plan import decide, look_into, splits_of
 from medseg.workflows.run import Fold, Ground, Progress, Run, keep_ground, open_run, read_ground
 from medseg.workflows.training_report import write_training_report
@@ -142,11 +142,21 @@ def _lay_ground(run: Run, splits: dict[str, Split], start: Start | None) -> Grou
     if run.earlier is not None:
         changes |= run.earlier.changes(len(fingerprint.channels))
     plan = decide(run, fingerprint, changes=changes, folds_left=len(splits))
+    case_s = mask_s = measure_case(plan, typical_case(plan, fingerprint), run.device)
+    judged_s = 0.0
+    held = [split for split in splits.values() if split.validation]
+    if run.left_s is not None:
+        mask_s += measure_mask(plan, fingerprint, run.device)
+        if held:
+            known = run.dataset.select(held[0].train[:1])
+            judged_s = mask_s + sum(reading_and_scoring_s(case, plan) for case in known)
     ground = Ground(
         plan,
-        case_s=measure_case(plan, typical_case(plan, fingerprint), run.device),
+        case_s=case_s,
         step_size=plan.training.batch_size * plan.training.accumulate * run.team.size,
         prepared_s=time.perf_counter() - run.began,
+        mask_s=mask_s,
+        judged_s=judged_s,
     )
     keep_ground(run, ground)
     return ground

@@ -72,7 +72,8 @@ def study() -> Study:
     samples = [
         sample
         for seed in range(20, 28)
-        for sample in planted_samples(known(seed), profile, rng, most=28)
+        for of_label in planted_samples(known(seed), profile, rng, most=28)
+        for sample in of_label
     ]
     return Study(looks, samples)
 
@@ -97,9 +98,12 @@ def test_many_labels_share_what_is_affordable() -> None:
     case = known(1)
     profile = learn_profile([known(n).look for n in range(6)], LABELS, SCALE)
     rng = np.random.default_rng(0)
-    few = planted_samples(case, profile, rng, most=len(KINDS))
+    [few] = planted_samples(case, profile, rng, most=len(KINDS))
     assert len({one.label for one in few}) == 1
     assert len(few) <= 2 * len(KINDS)
+    # Who has little time stops after any label, and each has its turn.
+    firsts = {next(planted_samples(case, profile, rng, most=28))[0].label for _ in range(12)}
+    assert firsts == {"low", "high"}
 
 
 def test_samples_of_a_networks_mask() -> None:

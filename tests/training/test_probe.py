@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from math import prod
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from medseg.core.plan import Plan, edited
+from medseg.inference.predictor import Predictor
 from medseg.training import probe
-from medseg.training.budget import typical_case
+from medseg.training.budget import measure_mask, typical_case
 from medseg.training.probe import QuickerFormat, bf16_gain, bf16_pays
+from medseg.transforms.preprocess import RestoreRecord
 from tests.models import small_plan
 from tests.planning_facts import fingerprint
 
@@ -69,3 +75,30 @@ def test_a_network_whose_norms_are_not_ours_keeps_its_format() -> None:
     assert quicker(plan) == 1.0
     assert asked == ["contiguous"]
     assert quicker.settled(plan) == plan
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_masks_of_cases_larger_than_a_patch_are_timed_by_a_part(
+    dims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = fingerprint(median_shape=(60, 41, 52), median_spacing_mm=(4.0, 1.0, 0.5))
+    plan = small_plan(dims=dims, axis_order=(1, 2, 0), spacing_mm=(2.0, 1.0, 4.0))
+    seen: list[tuple[int, ...]] = []
+    infer, clock = Predictor.infer, iter(range(0, 10_000, 3))
+
+    def watched(self: Predictor, voxels: Tensor, record: RestoreRecord) -> Any:
+        seen.append(record.working.shape)
+        return infer(self, voxels, record)
+
+    monkeypatch.setattr(Predictor, "infer", watched)
+    # Whatever is done takes three seconds: the mask takes none more than its logits.
+    monkeypatch.setattr("medseg.training.budget.time.perf_counter", lambda: next(clock))
+    assert measure_mask(plan, facts, CPU) == 0
+    assert len(set(seen)) == 1
+    assert all(side <= most for side, most in zip(seen[0], plan.patch_size, strict=True))
+
+    # The mask of a part takes five seconds, its logits two; the case has 20 x 26 x 60 voxels.
+    times = iter([0, 5, 7, 10, 15, 17])
+    monkeypatch.setattr("medseg.training.budget.time.perf_counter", lambda: next(times))
+    part = prod(seen[0])
+    assert measure_mask(plan, facts, CPU) == pytest.approx(3 * 20 * 26 * 60 / part)

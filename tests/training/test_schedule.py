@@ -27,7 +27,9 @@ def test_rate_by_hand() -> None:
 
 
 def test_what_is_set_aside() -> None:
-    assert closing_seconds(2.0, inner=0, validation=0) < closing_seconds(2.0, inner=3, validation=9)
+    nothing = closing_seconds(2.0, judged_s=5.0, inner=0, validation=0)
+    assert closing_seconds(2.0, judged_s=5.0, inner=3, validation=0) >= nothing + 3 * 2 * 2.0
+    assert closing_seconds(2.0, judged_s=5.0, inner=0, validation=9) >= nothing + 9 * 5.0
     assert affordable_looks(1.0, inner=40, looks=5, training_s=500) == 5
     assert affordable_looks(100.0, inner=40, looks=5, training_s=10) == 1
     assert affordable_looks(100.0, inner=7, looks=5, training_s=None) == 7
