@@ -145,6 +145,17 @@ def save_package(
     return write_whole(folder, lambda staging: _fill(staging, package))
 
 
+def copy_package(source: Path, folder: Path) -> str:
+    """Write a package that was checked as it was read to another folder; its hash.
+
+    Raises:
+        PackageError: What stands in ``source`` is damaged.
+        OutputError: The folder cannot be written, or the disk is full.
+    """
+    package = load_package(source)
+    return write_whole(folder, lambda staging: _fill(staging, package))
+
+
 def write_whole(folder: Path, fill: Callable[[Path], str]) -> str:
     """Write a folder, whole or not at all; one that stood there is replaced at the end.
 

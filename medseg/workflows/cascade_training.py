@@ -33,7 +33,7 @@ from medseg.datasets.dataset import Dataset, Split
 from medseg.datasets.reading import read_case_image
 from medseg.inference.predictor import Predictor
 from medseg.io.atomic import write_text
-from medseg.package.package import load_package, save_package
+from medseg.package.package import copy_package, load_package
 from medseg.report.html import Block, Links, Text, render_page
 from medseg.workflows import segment
 from medseg.workflows.earlier_stage import EarlierStage
@@ -182,11 +182,7 @@ def _segment(run: Run, low: Run, stage: EarlierStage, case_ids: tuple[str, ...])
 
 
 def _joined(run: Run, first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    package = load_package(run.folder / "fine" / "model")
-    save_package(
-        run.folder / "model", package.model, package.members, previous=package.previous,
-        profile=package.profile,
-    )  # fmt: skip
+    copy_package(run.folder / "fine" / "model", run.folder / "model")
     dice = [one["metrics"]["mean"]["dice"] if one["metrics"] else None for one in (first, second)]
     words = [f"{name} {value:.4f}" for name, value in zip(("first", "both"), dice, strict=True)
              if value is not None]  # fmt: skip

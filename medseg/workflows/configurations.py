@@ -30,7 +30,7 @@ from medseg.datasets.dataset import Split
 from medseg.evaluation.best import Judged, Standing, choose_best, dice_of
 from medseg.evaluation.evaluate import plain
 from medseg.io.atomic import write_text
-from medseg.package.package import load_package, save_package
+from medseg.package.package import copy_package
 from medseg.planning.choices import sensible
 from medseg.planning.draft import share_seen
 from medseg.planning.planner import means_for
@@ -180,11 +180,7 @@ def _keep_best(run: Run, splits: dict[str, Split], found: Sequence[Candidate]) -
     }
     singles = {one.name: one for one in found}
     if taken in singles:
-        package = load_package(singles[taken].run.folder / "model")
-        save_package(
-            run.folder / "model", package.model, package.members, previous=package.previous,
-            profile=package.profile,
-        )  # fmt: skip
+        copy_package(singles[taken].run.folder / "model", run.folder / "model")
         metrics = singles[taken].result["metrics"]
     else:
         metrics = keep_pair(run, next(pair for pair in pairs if pair.judged.name == taken))
