@@ -118,8 +118,9 @@ class Ledger:
         if not rows:
             return
         with _told(self._path):
-            self._base.execute("begin immediate")
+            # Ctrl-C may come between any two of these, also right after the first.
             try:
+                self._base.execute("begin immediate")
                 self._base.executemany("insert or replace into cases values (?,?,?,?,?,?)", rows)
                 self._base.execute("commit")
             except BaseException:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from medseg.batch import local
-from medseg.batch.ledger import read_ledger
+from medseg.batch.ledger import Entry, Ledger, read_ledger
 from medseg.batch.local import BatchOptions, predict_batch
 from medseg.cli.app import run
 from medseg.core.errors import InputError, Interrupted, OutputError, ResourceError, SettingsError
@@ -418,6 +418,42 @@ def test_ctrl_c_ends_the_network_between_tiles(
     assert len(began) < 50
     assert ledger(tmp_path / "out")["a"].state == "pending"
     assert masks(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize("after", ["begin immediate", "insert", "commit"])
+def test_ctrl_c_in_the_middle_of_a_note(after: str, tmp_path: Path) -> None:
+    class Interrupting:
+        """A connection whose user presses Ctrl-C as one of its statements is done."""
+
+        def __init__(self, base: sqlite3.Connection) -> None:
+            self.base, self.pressed = base, False
+
+        def execute(self, text: str) -> object:
+            found = self.base.execute(text)
+            self._press(text)
+            return found
+
+        def executemany(self, text: str, rows: object) -> object:
+            found = self.base.executemany(text, rows)  # type: ignore[arg-type]
+            self._press(text)
+            return found
+
+        def _press(self, text: str) -> None:
+            if text.startswith(after) and not self.pressed:
+                self.pressed = True
+                raise KeyboardInterrupt
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.base, name)
+
+    with Ledger(tmp_path / "ledger.sqlite") as kept:
+        kept._base = Interrupting(kept._base)  # type: ignore[assignment]
+        with pytest.raises(KeyboardInterrupt):
+            kept.write([Entry("a", "running", {})])
+        # What stops the run notes how far it is.
+        kept.write([Entry("b", "pending", {})])
+        found = kept.read()
+    assert set(found) == ({"a", "b"} if after == "commit" else {"b"})
 
 
 def test_the_command_stopped(
