@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +173,7 @@ def learn(parts: Parts, plan: Plan, out: Path) -> tuple[Profile, list[tuple[Samp
     rng = np.random.default_rng(1)
     for one in calibrate:
         most = FAULTS_A_CASE * len(labels)
-        samples += chain.from_iterable(planted_samples(one, profile, rng, most=most))
+        samples += planted_samples(one, profile, rng, most=most)
     return with_expectations(profile, samples), tested
 
 

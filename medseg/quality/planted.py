@@ -35,8 +35,9 @@ def faulty_masks(
     spacing = np.asarray(spacing_mm)
     box = _box_with_room(mask == value)
     crop = mask[box]
-    for change in KINDS:
-        for _ in range(each):
+    # All kinds in turn, for who stops in between.
+    for _ in range(each):
+        for change in KINDS:
             made = change(crop, value, spacing, rng)
             if (made == value).any():
                 whole = mask.copy()

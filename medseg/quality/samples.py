@@ -140,7 +140,7 @@ def samples_of(
 
 def planted_samples(
     case: KnownCase, profile: Profile, rng: np.random.Generator, *, most: int
-) -> Iterator[list[Sample]]:
+) -> Iterator[Sample]:
     """Samples of faults that are planted in the reference mask, and of the mask as it is.
 
     Args:
@@ -150,23 +150,26 @@ def planted_samples(
         most: Samples with a fault, about.
 
     Yields:
-        Those of one label; labels come in an order of chance, for who stops in between.
+        One by one, for who stops in between: labels in an order of chance, kinds of faults in
+        turn, and the sound mask once in a while.
     """
     shown = [label for label in case.told if label.name in case.look.labels]
     each, rest = divmod(most, len(KINDS) * max(1, len(shown)))
     # Of many labels some are drawn.
     count = len(shown) if each else max(1, rest // len(KINDS))
     for place in rng.permutation(len(shown))[:count]:
-        label, found = shown[int(place)], []
+        label, sound_ones = shown[int(place)], 1.0
+        sound = _sample(case, label, case.look, profile, 1.0, {}, "planted")
         for faulty in _faulty(case, label, rng, max(1, each)):
             own = case.view.look(faulty, LabelSet(labels=(label,)))
             look = replace(case.look, labels={**case.look.labels, **own.labels})
             counts = overlap_counts(faulty, case.mask, [label.value])
             score = dice(counts[label.value])
-            found.append(_sample(case, label, look, profile, score, {}, "planted"))
-        sound = _sample(case, label, case.look, profile, 1.0, {}, "planted")
-        found += [sound] * max(1, round(_SOUND_SHARE * len(KINDS) * max(1, each)))
-        yield found
+            yield _sample(case, label, look, profile, score, {}, "planted")
+            if sound_ones >= 1:
+                sound_ones -= 1
+                yield sound
+            sound_ones += _SOUND_SHARE
 
 
 def _faulty(

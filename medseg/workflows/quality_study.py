@@ -153,8 +153,8 @@ class FoldStudy:
         for case in cases:
             if time.perf_counter() > ends:
                 break
-            for samples in planted_samples(self._reference(case), profile, rng, most=each):
-                self._study.samples += samples
+            for sample in planted_samples(self._reference(case), profile, rng, most=each):
+                self._study.samples.append(sample)
                 if time.perf_counter() > ends:
                     break
 
