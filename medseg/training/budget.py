@@ -14,6 +14,7 @@ from medseg.core.plan import Fingerprint, Plan
 from medseg.inference.predictor import Predictor
 from medseg.networks.build import build_network
 from medseg.training.cache import CachedCase
+from medseg.training.kept_memory import freed_memory_kept
 from medseg.training.loader import Batches
 from medseg.training.step import Stepper, new_state, update_average
 from medseg.transforms.preprocess import RestoreRecord
@@ -50,12 +51,13 @@ def measure_step(plan: Plan, case: CachedCase, device: torch.device) -> float:
     batches = Batches([case], plan, seed=0, device=device)
     step_once = Stepper(state, plan, device)
     took = []
-    for step in range(1 + _PROBE_STEPS):
-        started = time.perf_counter()
-        loss, _ = step_once([batches.batch(step)], 1e-6)
-        float(loss)
-        update_average(state, plan.training.ema_decay)
-        took.append(time.perf_counter() - started)
+    with freed_memory_kept(device.type):
+        for step in range(1 + _PROBE_STEPS):
+            started = time.perf_counter()
+            loss, _ = step_once([batches.batch(step)], 1e-6)
+            float(loss)
+            update_average(state, plan.training.ema_decay)
+            took.append(time.perf_counter() - started)
     return min(took[1:])
 
 

@@ -21,6 +21,7 @@ from medseg.training.checkpoint import TrainState, load_checkpoint, save_checkpo
 from medseg.training.determinism import chance_of_its_own, seed_step
 from medseg.training.epoch import Epoch
 from medseg.training.guard import Guard
+from medseg.training.kept_memory import freed_memory_kept
 from medseg.training.loader import Batches, Portion
 from medseg.training.looks import choose_best, is_due
 from medseg.training.processes import Team
@@ -88,7 +89,7 @@ def train_network(job: TrainJob, state: TrainState | None = None) -> TrainState:
     state.processes = job.team.size
     if job.checkpoint.is_file():
         load_checkpoint(job.checkpoint, state, job.device, exact=job.exact)
-    with chance_of_its_own(job.device):
+    with chance_of_its_own(job.device), freed_memory_kept(job.device.type):
         _train(job, state)
     if job.team.leads:
         if state.best is None:
