@@ -40,8 +40,7 @@ def pace_of_preset(
 ) -> tuple[int, str]:
     """How many steps of a preset fit, and what to take where they are too few.
 
-    A step is measured where that takes a small part of the time. Else, and for other networks,
-    it is reckoned from the arithmetic of a small U-Net, whose step is measured.
+    What other networks take is reckoned from their arithmetic.
 
     Args:
         name: Of ``PRESETS``.
@@ -54,10 +53,7 @@ def pace_of_preset(
         Steps, and advice; "" where as many fit as are wanted.
     """
     small = plan_of("unet", widths[0])
-    small_s = clock.step_cost(small)
-    step_s = small_s * _work(plan) / _work(small)
-    if _MEASURED_STEPS * step_s <= _MEASURED_SHARE * clock.training_s:
-        step_s = clock.step_cost(plan)
+    small_s, step_s = _steps_measured(plan, clock, small=small)
     steps = int(clock.training_s / step_s)
     if steps >= clock.enough_steps:
         return steps, ""
@@ -71,6 +67,30 @@ def pace_of_preset(
             away = "leave --preset and --network away"
             return steps, f"{away}: a U-Net of {width} channels gets about {fit}"
     return steps, "no network gets as many: give a longer --budget"
+
+
+def steps_that_fit(plan: Plan, clock: Clock, *, small: Plan) -> int:
+    """How many steps of a plan fit, found without taking much of the time.
+
+    Args:
+        plan: Of any size.
+        clock: The time that there is.
+        small: A plan whose step is quick.
+    """
+    return int(clock.training_s / _steps_measured(plan, clock, small=small)[1])
+
+
+def _steps_measured(plan: Plan, clock: Clock, *, small: Plan) -> tuple[float, float]:
+    """Seconds of a step of the small plan, and of the plan.
+
+    The second is measured where that takes a small part of the time; else it is reckoned from
+    the arithmetic of both.
+    """
+    small_s = clock.step_cost(small)
+    step_s = small_s * _work(plan) / _work(small)
+    if _MEASURED_STEPS * step_s <= _MEASURED_SHARE * clock.training_s:
+        step_s = clock.step_cost(plan)
+    return small_s, step_s
 
 
 def _smaller(name: str) -> list[str]:

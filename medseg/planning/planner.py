@@ -16,8 +16,9 @@ from medseg.core.errors import DatasetError
 from medseg.core.labels import LabelSet
 from medseg.core.plan import Fingerprint, Plan, edited
 from medseg.planning.draft import Wish, draft_plan
+from medseg.planning.length import fitted_to_length
 from medseg.planning.memory import StepBytes, estimated_step_bytes
-from medseg.planning.pace import Clock, StepCost, pace_of_preset
+from medseg.planning.pace import Clock, PlanOf, StepCost, pace_of_preset, steps_that_fit
 from medseg.planning.presets import PRESETS
 from medseg.planning.topology import patch_and_strides as patch_and_strides
 
@@ -41,6 +42,7 @@ class Means:
         widths: Channels of the finest stage to choose from, narrowest first.
         widest: Most channels of any stage.
         training_s: Time for the steps; None when their number is given.
+        epochs: That number in epochs, where it is known.
         enough_steps: How many steps a wider network must still get.
         configuration: One of ``settings.CONFIGURATIONS``.
         target_bytes: What a training step may take of the device's memory; the largest patch
@@ -53,6 +55,7 @@ class Means:
     widths: tuple[int, ...]
     widest: int
     training_s: float | None = None
+    epochs: int | None = None
     enough_steps: int = 1300
     configuration: str = "auto"
     target_bytes: int | None = None
@@ -96,7 +99,6 @@ def make_plan(
         SettingsError: A change does not fit.
     """
     reasons = _absent(fingerprint)
-
     wanted = changes or {}
 
     def plan_of(channels: int, coarsening: float = 1.0) -> Plan:
@@ -111,31 +113,44 @@ def make_plan(
     clock = None
     if step_cost is not None and means.training_s is not None:
         clock = Clock(means.training_s, means.enough_steps, step_cost)
-    preset = PRESETS.get(network)
-    if width is None and preset is not None:
-        plan, reason = plan_of(preset.width), f"{preset.width} channels, as {network} has"
-        if clock is None:
-            return _with_reason(plan, "features", reason)
+    if width is not None:
+        plan, why = plan_of(width), f"{width} channels as set"
+        small = plan_of(means.widths[0])
+        steps = steps_that_fit(plan, clock, small=small) if clock else None
+    elif network in PRESETS:
         # What is compared with it takes no more memory than is usual, and no edits of a network.
         usual = {key: value for key, value in wanted.items() if key.startswith("training.")}
         others = _plans_of(fingerprint, labels, means, changes=usual)
-        steps, advice = pace_of_preset(
-            network, plan, clock, widths=means.widths, plan_of=others
-        )  # fmt: skip
-        return _paced(plan, steps, means, wanted, size=reason, advice=advice)
-    if width is not None:
-        return _with_reason(plan_of(width), "features", f"{width} channels as set")
+        plan = plan_of(PRESETS[network].width)
+        steps, why = _pace_of_preset(network, plan, means, clock, plan_of=others)
+    elif clock is None:
+        plan, steps, why = plan_of(means.widths[-1]), None, "the widest for this device"
+    else:
+        plan, steps = _largest_that_fits(plan_of, clock.steps_of, means, fingerprint)
+        advice = "" if means.target_bytes is None else "leave --preset and --target-memory away"
+        size = f"{plan.network.features[0]} channels"
+        why = _pace(plan, steps, means, size=size, advice=advice)
+
+    plan = plan.model_copy(update={"reasons": {**plan.reasons, "features": why}})
+    if steps is None and means.epochs is not None:
+        steps = means.epochs * plan.training.steps_per_epoch
+    return plan if steps is None else fitted_to_length(plan, steps, changes=wanted)
+
+
+def _pace_of_preset(
+    name: str, plan: Plan, means: Means, clock: Clock | None, *, plan_of: PlanOf
+) -> tuple[int | None, str]:
+    """How many steps of a preset fit, where that is asked, and why it has its size."""
+    size = f"{PRESETS[name].width} channels, as {name} has"
     if clock is None:
-        return _with_reason(plan_of(means.widths[-1]), "features", "the widest for this device")
-    plan, steps = _largest_that_fits(plan_of, clock.steps_of, means, fingerprint)
-    size = f"{plan.network.features[0]} channels"
-    advice = "" if means.target_bytes is None else "leave --preset and --target-memory away"
-    return _paced(plan, steps, means, wanted, size=size, advice=advice)
+        return None, size
+    steps, advice = pace_of_preset(name, plan, clock, widths=means.widths, plan_of=plan_of)
+    return steps, _pace(plan, steps, means, size=size, advice=advice)
 
 
 def _plans_of(
     fingerprint: Fingerprint, labels: LabelSet, means: Means, *, changes: dict[str, object]
-) -> Callable[[str, int], Plan]:
+) -> PlanOf:
     """Plans of networks by name and width, with patches as they are usual for the device."""
 
     def plan_of(name: str, width: int) -> Plan:
@@ -200,16 +215,13 @@ def _largest_that_fits(
     return best, steps
 
 
-def _paced(
-    plan: Plan, steps: int, means: Means, changes: dict[str, object], *, size: str, advice: str
-) -> Plan:
-    """Average weights over about the last thirty steps of a thousand, and say why this size.
+def _pace(plan: Plan, steps: int, means: Means, *, size: str, advice: str) -> str:
+    """Why the network has this size.
 
     Args:
         plan: Whose steps were counted.
         steps: That fit into the time.
         means: With the time, and how many steps are wanted.
-        changes: That were asked for.
         size: Of the network, in words.
         advice: What to do where they are too few; told where it was asked for otherwise.
     """
@@ -220,11 +232,7 @@ def _paced(
             plan.network.name, steps, means.training_s, means.enough_steps, advice,
         )  # fmt: skip
         reason += f"; {advice}"
-    plan = _with_reason(plan, "features", reason)
-    if "training.ema_decay" in changes:
-        return plan
-    decay = float(np.clip(1 - 30 / max(steps, 1), 0.9, 0.999))
-    return edited(plan, {"training.ema_decay": round(decay, 4)})
+    return reason
 
 
 def _typical_side(plan: Plan, fingerprint: Fingerprint) -> float:
@@ -234,7 +242,3 @@ def _typical_side(plan: Plan, fingerprint: Fingerprint) -> float:
     )
     sides = [side * old / (new or old) for side, old, new in grid if side > 1]
     return float(np.prod(sides) ** (1 / max(1, len(sides))))
-
-
-def _with_reason(plan: Plan, key: str, reason: str) -> Plan:
-    return plan.model_copy(update={"reasons": {**plan.reasons, key: reason}})

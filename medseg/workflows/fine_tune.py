@@ -9,7 +9,7 @@ from typing import Any
 
 from medseg.core.errors import SettingsError
 from medseg.core.labels import left_right_pairs
-from medseg.core.plan import Fingerprint, Plan
+from medseg.core.plan import Fingerprint, Plan, TrainingPlan
 from medseg.package.package import ModelPackage
 from medseg.training.checkpoint import TrainState
 from medseg.training.step import new_state
@@ -66,6 +66,8 @@ class Start:
         changes: dict[str, object] = {key: data[key] for key in _KEPT}
         fitted = ("spatial_dims", "in_channels", "classes")
         changes |= {f"network.{k}": v for k, v in data["network"].items() if k not in fitted}
+        # A decay by which the first steps fade would take what the model knows with them.
+        changes["training.weight_decay"] = TrainingPlan.model_fields["weight_decay"].default
         # Axes of the model's grid need not be the patient's; with sides, none is mirrored.
         axes = () if left_right_pairs(run.labels) else source.inference.mirror_axes
         changes |= {"training.augmentation.mirror_axes": axes, "inference.mirror_axes": axes}

@@ -261,14 +261,32 @@ def test_a_large_scan_gets_a_coarser_grid_when_the_time_is_short() -> None:
     assert plan.network.features[0] == 8
 
 
-def test_without_a_budget_or_with_a_width_nothing_is_measured() -> None:
+def test_without_a_budget_nothing_is_measured() -> None:
     def refuse(plan: Plan) -> float:
         raise AssertionError("measured")
 
     assert make_plan(fingerprint(), LABELS, MEANS, step_cost=refuse).network.features[0] == 32
-    timed = means_for("cpu", two_dimensional=False, training_s=60.0)
-    plan = make_plan(fingerprint(), LABELS, timed, step_cost=refuse, width=12)
+    plan = make_plan(fingerprint(), LABELS, MEANS, step_cost=refuse, width=12)
     assert plan.network.features[0] == 12
+
+
+@pytest.mark.parametrize(("step_s", "measured"), [(0.1, [8, 12]), (60.0, [8])])
+def test_a_width_that_was_set_is_timed_where_that_costs_little(
+    step_s: float, measured: list[int]
+) -> None:
+    asked: list[int] = []
+
+    def cost(plan: Plan) -> float:
+        asked.append(plan.network.features[0])
+        return step_s
+
+    timed = replace(MEANS, training_s=700.0)
+    plan = make_plan(fingerprint(), LABELS, timed, step_cost=cost, width=12)
+    assert plan.network.features[0] == 12
+    assert asked == measured
+    small = make_plan(fingerprint(), LABELS, MEANS, width=8)
+    fit = int(700 / (step_s if len(measured) == 2 else step_s * work(plan) / work(small)))
+    assert plan.training.ema_decay == pytest.approx(np.clip(1 - 30 / fit, 0.9, 0.999), 1e-3)
 
 
 def work(plan: Plan) -> float:
