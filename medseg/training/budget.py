@@ -26,11 +26,16 @@ _PROBE_STEPS = 3
 
 def typical_case(plan: Plan, fingerprint: Fingerprint) -> CachedCase:
     """A case of noise with the median shape on the plan's grid: enough to time with."""
+    return _noise(plan, _typical_shape(plan, fingerprint))
+
+
+def _typical_shape(plan: Plan, fingerprint: Fingerprint) -> list[int]:
+    """Of the median scan on the plan's grid, in the order of its axes."""
     shape = []
     for axis, new in zip(plan.axis_order, plan.spacing_mm, strict=True):
         side, old = fingerprint.median_shape[axis], fingerprint.median_spacing_mm[axis]
         shape.append(max(1, round(side * old / (new or old))))
-    return _noise(plan, shape)
+    return shape
 
 
 def _noise(plan: Plan, shape: Sequence[int]) -> CachedCase:
@@ -79,7 +84,7 @@ def measure_mask(plan: Plan, fingerprint: Fingerprint, device: torch.device) -> 
     Adding up, restoring, and saying how sure the network is, grow with voxels and labels: a
     scan of no more than a patch is timed, and what it took is multiplied.
     """
-    whole = typical_case(plan, fingerprint).image.shape[1:]
+    whole = _typical_shape(plan, fingerprint)
     small, sides = [min(pair) for pair in zip(plan.patch_size, whole, strict=True)], [1, 1, 1]
     for place, axis in enumerate(plan.axis_order):
         old = fingerprint.median_spacing_mm[axis]

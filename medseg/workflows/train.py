@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from medseg.core.plan import Fingerprint, Plan
 from medseg.core.settings import CASCADE, TrainSettings, launched
 from medseg.datasets.dataset import Split
 from medseg.datasets.open import open_dataset
@@ -142,15 +143,22 @@ def _lay_ground(run: Run, splits: dict[str, Split], start: Start | None) -> Grou
     if run.earlier is not None:
         changes |= run.earlier.changes(len(fingerprint.channels))
     plan = decide(run, fingerprint, changes=changes, folds_left=len(splits))
+    ground = _timed(run, plan, fingerprint, splits)
+    keep_ground(run, ground)
+    return ground
+
+
+def _timed(run: Run, plan: Plan, fingerprint: Fingerprint, splits: dict[str, Split]) -> Ground:
+    """The plan, and what its cases cost; of a run without a budget only the network's part."""
     case_s = mask_s = measure_case(plan, typical_case(plan, fingerprint), run.device)
     judged_s = 0.0
     held = [split for split in splits.values() if split.validation]
     if run.left_s is not None:
         mask_s += measure_mask(plan, fingerprint, run.device)
         if held:
-            known = run.dataset.select(held[0].train[:1])
-            judged_s = mask_s + sum(reading_and_scoring_s(case, plan) for case in known)
-    ground = Ground(
+            (known,) = run.dataset.select(held[0].train[:1])
+            judged_s = mask_s + reading_and_scoring_s(known, plan)
+    return Ground(
         plan,
         case_s=case_s,
         step_size=plan.training.batch_size * plan.training.accumulate * run.team.size,
@@ -158,5 +166,3 @@ def _lay_ground(run: Run, splits: dict[str, Split], start: Start | None) -> Grou
         mask_s=mask_s,
         judged_s=judged_s,
     )
-    keep_ground(run, ground)
-    return ground
