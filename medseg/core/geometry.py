@@ -131,6 +131,8 @@ class Geometry:
     def shear_voxels(self) -> float:
         """How far, in voxels, the grid strays from right angles at its far corner."""
         steps = self.affine_ras[:3, :3]
+        if np.count_nonzero(steps) == 3:  # along the patient's axes, as most are
+            return 0.0
         u, _, v = np.linalg.svd(steps / np.linalg.norm(steps, axis=0))
         straight = (u @ v) * np.asarray(self.spacing_mm)
         far = np.asarray(self.shape, dtype=np.float64) - 1

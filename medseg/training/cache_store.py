@@ -194,13 +194,16 @@ def write_array(path: Path, array: NDArray[Any], *, thin: bool) -> None:
     chunks = leading + tuple(map(min, sides, chunk))
     # Blocks are filled up at the edges: alike in size they hold hardly more than voxels.
     blocks = leading + tuple(map(_even_part, chunks[-3:], block))
-    blosc2.asarray(
-        np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, blocks=blocks,
+    packed = blosc2.asarray(
+        np.ascontiguousarray(array), chunks=chunks, blocks=blocks,
         cparams={
             "codec": blosc2.Codec.LZ4, "clevel": 5, "filters": filters, "filters_meta": settings,
             "nthreads": 1,
         },
     )  # fmt: skip
+    # Written at once: blosc2 itself writes a file in many small parts, which takes longer than
+    # packing a small scan, and lets no other thread work meanwhile.
+    path.write_bytes(packed.to_cframe())
 
 
 def _even_part(side: int, most: int) -> int:

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 
 # mallopt(3) of the GNU C library.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
@@ -14,6 +15,8 @@ _NEVER, _NO_BLOCKS = -1, 0
 # Where the library's own rule ends once large blocks were freed: from 32 MB a block is a mapping
 # of its own, and 64 MB at the end of the heap are given back. 65 536 mappings are its default.
 _USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
+_TURNS = Lock()
+_holders = 0
 
 
 @contextmanager
@@ -29,14 +32,25 @@ def freed_memory_kept(device_type: str) -> Iterator[None]:
     if library is None:
         yield
         return
-    library.mallopt(_MMAP_MAX, _NO_BLOCKS)
-    library.mallopt(_TRIM_THRESHOLD, _NEVER)
+    _count(library, 1)
     try:
         yield
     finally:
-        for parameter, value in _USUAL.items():
-            library.mallopt(parameter, value)
-        library.malloc_trim(0)
+        _count(library, -1)
+
+
+def _count(library: ctypes.CDLL, more: int) -> None:
+    """The setting is the whole process's: the last one that leaves takes it back."""
+    global _holders
+    with _TURNS:
+        _holders += more
+        if _holders == 1 and more == 1:
+            library.mallopt(_MMAP_MAX, _NO_BLOCKS)
+            library.mallopt(_TRIM_THRESHOLD, _NEVER)
+        elif _holders == 0:
+            for parameter, value in _USUAL.items():
+                library.mallopt(parameter, value)
+            library.malloc_trim(0)
 
 
 @cache

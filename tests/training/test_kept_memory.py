@@ -34,7 +34,9 @@ found = {"before": resident()}
 with freed_memory_kept("cuda"):
     found["faults on a gpu"] = faults()
 with freed_memory_kept("cpu"):
-    found["faults"] = faults()
+    with freed_memory_kept("cpu"):
+        found["faults"] = faults()
+    found["faults after an inner block"] = faults()
     torch.ones(4 * block // 4)
     found["held"] = resident()
 found["after"] = resident()
@@ -53,5 +55,6 @@ def test_blocks_are_taken_again_and_go_back_at_the_end() -> None:
     found = json.loads(told.stdout)
     assert found["faults on a gpu"] > 9
     assert found["faults"] < 1
+    assert found["faults after an inner block"] < 1
     assert found["held"] - found["before"] > 3
     assert found["after"] - found["before"] < 1
