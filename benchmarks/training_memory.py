@@ -56,6 +56,7 @@ def train(folder: Path, steps: int) -> None:
     from medseg.planning.planner import make_plan, means_for
     from medseg.training.cache import CachedCase
     from medseg.training.cache_store import read_case
+    from medseg.training.kept_memory import freed_memory_kept
     from medseg.training.loader import Batches
     from medseg.training.step import Stepper, new_state
 
@@ -87,12 +88,14 @@ def train(folder: Path, steps: int) -> None:
         pass
     read_s, read = (time.perf_counter() - started) / (4 * steps), peaks()
     step_once = Stepper(new_state(small, seed=0, device=device), small, device)
-    for batch in islice(Batches(cases, small, seed=0, device=device).iterate(0), steps):
-        step_once([batch], 1e-4)
+    with freed_memory_kept("cpu"):
+        for batch in islice(Batches(cases, small, seed=0, device=device).iterate(0), steps):
+            step_once([batch], 1e-4)
+        trained = peaks()
     for what, (whole, own) in (
         (f"{len(cases)} cases opened", opened),
         (f"after {4 * steps} batches of 2 x {large.patch_size} ({read_s:.2f} s each)", read),
-        (f"after {steps} training steps of 2 x {small.patch_size}", peaks()),
+        (f"after {steps} training steps of 2 x {small.patch_size}", trained),
     ):
         print(f"{what}: peak {whole / 1e9:.2f} GB, anonymous now {own / 1e9:.2f} GB")
 

@@ -47,16 +47,24 @@ def _noise(plan: Plan, shape: Sequence[int]) -> CachedCase:
     return CachedCase("noise", image, label, middle, earlier=earlier)
 
 
-def measure_step(plan: Plan, case: CachedCase, device: torch.device) -> float:
+def measure_step(
+    plan: Plan, case: CachedCase, device: torch.device, *, spacious: bool = True
+) -> float:
     """Seconds of one training step, batch preparation included.
 
     The quickest of a few, the first left out: the others measure the machine's other work.
+
+    Args:
+        plan: Patch, batch and network.
+        case: Enough to cut patches from.
+        device: Where it runs.
+        spacious: As of :class:`medseg.training.loop.TrainJob`.
     """
     state = new_state(plan, seed=0, device=device)
     batches = Batches([case], plan, seed=0, device=device)
     step_once = Stepper(state, plan, device)
     took = []
-    with freed_memory_kept(device.type):
+    with freed_memory_kept(device.type, spacious=spacious):
         for step in range(1 + _PROBE_STEPS):
             started = time.perf_counter()
             loss, _ = step_once([batches.batch(step)], 1e-6)

@@ -46,6 +46,7 @@ class TrainJob:
         checkpoint: File of the state; a run that was stopped goes on from it.
         checkpoint_every_s: Seconds from one checkpoint to the next.
         exact: Bit-equal to an undisturbed run, or an error.
+        spacious: On a CPU there is memory to spare, which makes steps quicker.
         team: The processes that train together.
         parts: Batches of each process of which one step is made.
         on_epoch: Told the facts of each epoch, as they go into ``log.jsonl``.
@@ -63,6 +64,7 @@ class TrainJob:
     checkpoint: Path
     checkpoint_every_s: float = 300.0
     exact: bool = False
+    spacious: bool = True
     team: Team = field(default_factory=Team)
     parts: int = 1
     on_epoch: Callable[[dict[str, Any]], None] = field(default=lambda facts: None)
@@ -89,7 +91,7 @@ def train_network(job: TrainJob, state: TrainState | None = None) -> TrainState:
     state.processes = job.team.size
     if job.checkpoint.is_file():
         load_checkpoint(job.checkpoint, state, job.device, exact=job.exact)
-    with chance_of_its_own(job.device), freed_memory_kept(job.device.type):
+    with chance_of_its_own(job.device), freed_memory_kept(job.device.type, spacious=job.spacious):
         _train(job, state)
     if job.team.leads:
         if state.best is None:

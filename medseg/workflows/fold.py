@@ -24,7 +24,7 @@ from medseg.training.step import new_state
 from medseg.workflows.fine_tune import Start
 from medseg.workflows.judge import package_fold, save_with_metrics, validate_fold
 from medseg.workflows.quality_study import FoldStudy
-from medseg.workflows.run import Fold, Ground, Run, schedule_of
+from medseg.workflows.run import Fold, Ground, Run, is_spacious, schedule_of
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +116,8 @@ def _job(
         plan=ground.plan, cases=learn, inner=inner[:looks], schedule=schedule,
         seed=run.settings.seed, device=run.device, checkpoint=folder / "checkpoint.safetensors",
         checkpoint_every_s=run.settings.checkpoint_every_s, exact=run.settings.deterministic,
-        team=run.team, parts=ground.parts(run.team.size), stop=run.stop,
+        spacious=is_spacious(run, ground.plan), team=run.team, parts=ground.parts(run.team.size),
+        stop=run.stop,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from medseg.planning.planner import Means, make_plan, means_for
 from medseg.planning.presets import check_network
 from medseg.training.budget import measure_step, typical_case
 from medseg.training.probe import QuickerFormat, bf16_gain, bf16_pays, measured_step_bytes
-from medseg.workflows.run import DEFAULT_EPOCHS, Progress, Run
+from medseg.workflows.run import DEFAULT_EPOCHS, Progress, Run, is_spacious
 
 if TYPE_CHECKING:
     import torch
@@ -178,7 +178,8 @@ def decide(
     precision = _precision(run)
 
     def step_cost(draft: Plan) -> float:
-        return measure_step(draft, typical_case(draft, fingerprint), run.device)
+        case, spacious = typical_case(draft, fingerprint), is_spacious(run, draft)
+        return measure_step(draft, case, run.device, spacious=spacious)
 
     quicker = QuickerFormat(step_cost)
     either = _may_choose_format(run, changes)

@@ -16,6 +16,7 @@ from medseg.core.plan import Fingerprint, Plan
 from medseg.core.settings import TrainSettings
 from medseg.datasets.dataset import Dataset, Split
 from medseg.io.atomic import remove_leftovers, write_text
+from medseg.planning.memory import estimated_step_bytes
 from medseg.training.budget import closing_seconds
 from medseg.training.processes import Team
 from medseg.training.schedule import Schedule
@@ -300,3 +301,15 @@ def schedule_of(
         _log.warning("the budget is nearly spent before the first step; training for %.0f s", least)
     write_text(kept, json.dumps({"seconds": max(seconds, least), "budget_s": budget}))
     return Schedule(0, seconds=max(seconds, least))
+
+
+def is_spacious(run: Run, plan: Plan) -> bool:
+    """Whether steps on a CPU may take more memory than they need, to be quicker.
+
+    Not where the memory was named, and not beyond a third of what is free.
+    """
+    if run.device.type != "cpu" or run.settings.target_memory or run.settings.preset:
+        return False
+    import psutil
+
+    return 3 * estimated_step_bytes(plan) < int(psutil.virtual_memory().available)

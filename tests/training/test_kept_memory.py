@@ -18,7 +18,7 @@ from medseg.training.kept_memory import freed_memory_kept
 
 page, block = resource.getpagesize(), 48 << 20
 
-def faults():
+def faults(block=block):
     for _ in range(20):
         torch.ones(block // 4)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -33,6 +33,9 @@ torch.ones(block // 4)
 found = {"before": resident()}
 with freed_memory_kept("cuda"):
     found["faults on a gpu"] = faults()
+with freed_memory_kept("cpu", spacious=False):
+    found["faults of large blocks"] = faults()
+    found["faults of small blocks"] = faults(16 << 20)
 with freed_memory_kept("cpu"):
     with freed_memory_kept("cpu"):
         found["faults"] = faults()
@@ -54,6 +57,8 @@ def test_blocks_are_taken_again_and_go_back_at_the_end() -> None:
     # In blocks: ten were made, and each is new to the process unless it was kept.
     found = json.loads(told.stdout)
     assert found["faults on a gpu"] > 9
+    assert found["faults of large blocks"] > 9
+    assert found["faults of small blocks"] < 1
     assert found["faults"] < 1
     assert found["faults after an inner block"] < 1
     assert found["held"] - found["before"] > 3

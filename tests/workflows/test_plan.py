@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from medseg.cli.app import run
 from medseg.core.errors import MedsegError
 from medseg.core.plan import Plan
 from medseg.planning.explain import explain
+from medseg.workflows.plan import settled
+from medseg.workflows.run import is_spacious
 from tests.models import small_plan
 from tests.phantoms import write_msd_dataset
 
@@ -75,7 +78,7 @@ def test_a_short_budget_takes_the_quicker_memory_format(
 ) -> None:
     monkeypatch.setattr(
         "medseg.workflows.plan.measure_step",
-        lambda plan, *_: 0.1 if plan.training.memory_format == "channels_last" else 0.2,
+        lambda plan, *_, **__: 0.1 if plan.training.memory_format == "channels_last" else 0.2,
     )
     options: dict[str, Any] = {"device": "cpu", "budget": "5min"}
     told = medseg.plan(data, **options)["plan"]
@@ -143,3 +146,29 @@ def test_presets_say_network_and_memory(data: Path) -> None:
     assert "4.0 GB" in small["plan"]["reasons"]["patch_size"]
     with pytest.raises(MedsegError, match="target-memory"):
         medseg.plan(data, preset="small", target_memory="1MB", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "spacious"),
+    [
+        ({}, 10**12, True),
+        ({}, 10**6, False),
+        ({"target_memory": "8GB"}, 10**12, False),
+        ({"preset": "small"}, 10**12, False),
+    ],
+)
+def test_memory_is_spent_for_speed_where_none_was_named_and_enough_is_free(
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any],
+    free: int,
+    spacious: bool,
+) -> None:
+    import psutil
+
+    def quiet(phase: str, done: int, total: int, note: str) -> None:
+        pass
+
+    made = settled(data, Path(), {**asked, "device": "cpu"}, progress=quiet, stop=lambda: False)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    assert is_spacious(made, small_plan()) is spacious
