@@ -29,12 +29,12 @@ def fitted_to_length(plan: Plan, steps: int, *, changes: Collection[str]) -> Pla
     training, steps = plan.training, max(steps, 1)
     average = float(np.clip(1 - _AVERAGED_PART / steps, 0.9, 0.999))
     fitted: dict[str, object] = {"training.ema_decay": round(average, 4)}
-    reasons: dict[str, str] = {}
     if training.optimiser == "muon":
         decay = float(np.clip(_FADED / (training.learning_rate * steps), _LEAST_DECAY, _MOST_DECAY))
         fitted["training.weight_decay"] = float(f"{decay:.2g}")
-        reasons["weight_decay"] = f"what {steps} steps need for the first of them to fade"
     fitted = {key: value for key, value in fitted.items() if key not in changes}
     made = edited(plan, fitted) if fitted else plan
-    told = {name: why for name, why in reasons.items() if f"training.{name}" in fitted}
-    return made.model_copy(update={"reasons": {**made.reasons, **told}})
+    if "training.weight_decay" not in fitted:
+        return made
+    why = f"what {steps} steps need for the first of them to fade"
+    return made.model_copy(update={"reasons": {**made.reasons, "weight_decay": why}})

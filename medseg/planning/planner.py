@@ -115,8 +115,7 @@ def make_plan(
         clock = Clock(means.training_s, means.enough_steps, step_cost)
     if width is not None:
         plan, why = plan_of(width), f"{width} channels as set"
-        small = plan_of(means.widths[0])
-        steps = steps_that_fit(plan, clock, small=small) if clock else None
+        steps = steps_that_fit(plan, clock, small=plan_of(means.widths[0])) if clock else None
     elif network in PRESETS:
         # What is compared with it takes no more memory than is usual, and no edits of a network.
         usual = {key: value for key, value in wanted.items() if key.startswith("training.")}

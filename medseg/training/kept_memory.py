@@ -11,10 +11,12 @@ from threading import Lock
 
 # mallopt(3) of the GNU C library.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_NEVER, _NO_BLOCKS = -1, 0
+_NEVER = -1
 # Where the library's own rule ends once large blocks were freed: from 32 MB a block is a mapping
 # of its own, and 64 MB at the end of the heap are given back. 65 536 mappings are its default.
 _USUAL = {_MMAP_MAX: 65_536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
+_SPACIOUS = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER}
+_SPARING = {_MMAP_THRESHOLD: _USUAL[_MMAP_THRESHOLD], _TRIM_THRESHOLD: _NEVER}
 _TURNS = Lock()
 _holders = 0
 
@@ -37,28 +39,25 @@ def freed_memory_kept(device_type: str, *, spacious: bool = True) -> Iterator[No
     if library is None:
         yield
         return
-    _count(library, 1, spacious=spacious)
+    # The settings are the whole process's: the last one that leaves takes them back.
+    global _holders
+    with _TURNS:
+        _holders += 1
+        if _holders == 1:
+            _set(library, _SPACIOUS if spacious else _SPARING)
     try:
         yield
     finally:
-        _count(library, -1)
+        with _TURNS:
+            _holders -= 1
+            if _holders == 0:
+                _set(library, _USUAL)
+                library.malloc_trim(0)
 
 
-def _count(library: ctypes.CDLL, more: int, *, spacious: bool = False) -> None:
-    """The setting is the whole process's: the last one that leaves takes it back."""
-    global _holders
-    with _TURNS:
-        _holders += more
-        if _holders == 1 and more == 1:
-            if spacious:
-                library.mallopt(_MMAP_MAX, _NO_BLOCKS)
-            else:
-                library.mallopt(_MMAP_THRESHOLD, _USUAL[_MMAP_THRESHOLD])
-            library.mallopt(_TRIM_THRESHOLD, _NEVER)
-        elif _holders == 0:
-            for parameter, value in _USUAL.items():
-                library.mallopt(parameter, value)
-            library.malloc_trim(0)
+def _set(library: ctypes.CDLL, values: dict[int, int]) -> None:
+    for parameter, value in values.items():
+        library.mallopt(parameter, value)
 
 
 @cache
