@@ -23,7 +23,7 @@ from medseg.training.epoch import Epoch
 from medseg.training.guard import Guard
 from medseg.training.kept_memory import freed_memory_kept
 from medseg.training.loader import Batches, Portion
-from medseg.training.looks import choose_best, is_due
+from medseg.training.looks import choose_weights, is_due
 from medseg.training.processes import Team
 from medseg.training.schedule import Schedule, learning_rate
 from medseg.training.step import Stepper, new_state, update_average
@@ -39,7 +39,7 @@ class TrainJob:
     Attributes:
         plan: Network, batch, optimiser, augmentation.
         cases: To learn from.
-        inner: Kept back, to choose the best weights by; may be empty.
+        inner: Kept back, to choose the weights by; may be empty.
         schedule: When it ends.
         seed: Decides the first weights and, with the step, every batch.
         device: Where it runs.
@@ -192,8 +192,8 @@ class _Tools:
 
 
 def _look(job: TrainJob, state: TrainState) -> dict[str, float | None]:
-    """Score the averaged weights; the best are kept, and a picture is drawn."""
+    """Score the averaged weights; the ones to use are kept, and a picture is drawn."""
     predictor = Predictor([copy.deepcopy(state.average)], job.plan, job.device)
-    dice = choose_best(state, predictor, job.inner)
+    dice = choose_weights(state, predictor, job.inner)
     job.on_look(predictor, state.step)
     return dice

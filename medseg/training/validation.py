@@ -70,11 +70,11 @@ def _binary_dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) ->
     return dice(overlap_counts(prediction.view(np.uint8), reference.view(np.uint8), [1])[1])
 
 
-def mean_class_dice(predictor: Predictor, cases: Sequence[CachedCase]) -> NDArray[np.float64]:
-    """Mean Dice of each label over cases; NaN for a label that no case has."""
+def class_dice(predictor: Predictor, cases: Sequence[CachedCase]) -> NDArray[np.float64]:
+    """Dice (cases, labels) as :func:`case_dice` gives it."""
     plan = predictor.plan
     rows = [case_dice(predictor.classes(case.volume(plan)), case, plan) for case in cases]
-    return mean_over_cases(np.array(rows).reshape(-1, len(plan.labels)))
+    return np.array(rows).reshape(-1, len(plan.labels))
 
 
 def mean_over_cases(table: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ from medseg.workflows.scheme_scores import score_against_case
 def package_fold(
     run: Run, plan: Plan, state: TrainState, inner: list[CachedCase], *, facts: dict[str, Any]
 ) -> ModelPackage:
-    """Write the package: the best weights, the post-processing that the inner cases chose.
+    """Write the package: weights and post-processing as the inner cases chose them.
 
     Args:
         run: Whose folder it goes to.
