@@ -94,11 +94,14 @@ def build_command(
 
     Example: medseg cache build data/Task04 --out runs/hippocampus --plan plan.json
     """
-    from medseg.workflows.cache import build
+    from medseg.training.cache_helpers import one_early
 
     settings: dict[str, Any] = {"plan_file": plan_file, "fold": fold, "labels": labels}
-    with phase_bars(_PHASES) as progress:
-        result = build(dataset, out, progress=progress, **settings)
+    with one_early() as helpers, phase_bars(_PHASES) as progress:
+        # Loads for seconds, and the helper meanwhile.
+        from medseg.workflows.cache import build
+
+        result = build(dataset, out, progress=progress, helpers=helpers, **settings)
     typer.echo(
         json.dumps(result)
         if as_json

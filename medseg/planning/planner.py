@@ -16,7 +16,7 @@ from medseg.core.errors import DatasetError
 from medseg.core.labels import LabelSet
 from medseg.core.plan import Fingerprint, Plan, edited
 from medseg.planning.draft import Wish, draft_plan
-from medseg.planning.length import fitted_to_length
+from medseg.planning.length import fitted_to_length, typical_sides
 from medseg.planning.memory import StepBytes, estimated_step_bytes
 from medseg.planning.pace import Clock, PlanOf, StepCost, pace_of_preset, steps_that_fit
 from medseg.planning.presets import PRESETS
@@ -133,7 +133,7 @@ def make_plan(
     plan = plan.model_copy(update={"reasons": {**plan.reasons, "features": why}})
     if steps is None and means.epochs is not None:
         steps = means.epochs * plan.training.steps_per_epoch
-    return plan if steps is None else fitted_to_length(plan, steps, changes=wanted)
+    return plan if steps is None else fitted_to_length(plan, steps, fingerprint, changes=wanted)
 
 
 def _pace_of_preset(
@@ -236,8 +236,5 @@ def _pace(plan: Plan, steps: int, means: Means, *, size: str, advice: str) -> st
 
 def _typical_side(plan: Plan, fingerprint: Fingerprint) -> float:
     """Geometric mean of the sides of a typical scan on the plan's grid."""
-    grid = zip(
-        fingerprint.median_shape, fingerprint.median_spacing_mm, plan.spacing_mm, strict=True
-    )
-    sides = [side * old / (new or old) for side, old, new in grid if side > 1]
+    sides = [side for side in typical_sides(plan, fingerprint) if side > 1]
     return float(np.prod(sides) ** (1 / max(1, len(sides))))
