@@ -141,6 +141,8 @@ def build_cache(
                 stored, pause_s = one(number), min(2 * pause_s, _LAST_LOOK_S)
             done.append(_as_cached(case, plan, stored))
             told(len(done), len(cases), case.id)
+    if lacking:
+        remove_stale(folder)  # of helpers that were ended
     return done
 
 

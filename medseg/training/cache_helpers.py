@@ -58,6 +58,10 @@ class CacheHelper:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End it now; of a case that it was at nothing is kept. It may have ended before."""
         self._process.kill()
         self._process.wait()
         if self._process.stdin is not None:
@@ -111,7 +115,7 @@ def helped(
         plan: How.
         key: Of the plan.
         at_once: Cases that may be made at a time.
-        helpers: That were started before.
+        helpers: That were started before. They end with the block, like the others.
 
     Yields:
         How many cases this process may make at a time.
@@ -119,7 +123,9 @@ def helped(
     with ExitStack() as stack:
         ready = [*helpers][: at_once - 1]
         for _ in range(len(ready), min(at_once - 1, len(homes) // _CASES_EACH)):
-            ready.append(stack.enter_context(CacheHelper()))
+            ready.append(CacheHelper())
+        for helper in ready:
+            stack.callback(helper.end)
         backwards = homes[::-1]
         for number, helper in enumerate(ready):
             # Each begins at a place of its own; this process begins at the front.
