@@ -94,14 +94,11 @@ def build_command(
 
     Example: medseg cache build data/Task04 --out runs/hippocampus --plan plan.json
     """
-    from medseg.training.cache_helpers import one_early
+    from medseg.workflows.cache import build
 
     settings: dict[str, Any] = {"plan_file": plan_file, "fold": fold, "labels": labels}
-    with one_early() as helpers, phase_bars(_PHASES) as progress:
-        # Loads for seconds, and the helper meanwhile.
-        from medseg.workflows.cache import build
-
-        result = build(dataset, out, progress=progress, helpers=helpers, **settings)
+    with phase_bars(_PHASES) as progress:
+        result = build(dataset, out, progress=progress, **settings)
     typer.echo(
         json.dumps(result)
         if as_json

@@ -1,4 +1,4 @@
-"""Requests to worker processes as JSON: plain values, and a fixed table of what else may go.
+"""Requests to the worker process as JSON: plain values, and a fixed table of what else may go.
 
 Nothing here names code: a class is looked up in the table, and gets its fields.
 """

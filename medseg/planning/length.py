@@ -24,7 +24,12 @@ _FEW_VIEWS, _MANY_VIEWS = 20.0, 40.0
 
 
 def fitted_to_length(
-    plan: Plan, steps: int, fingerprint: Fingerprint, *, changes: Collection[str]
+    plan: Plan,
+    steps: int,
+    fingerprint: Fingerprint,
+    *,
+    changes: Collection[str],
+    processes: int = 1,
 ) -> Plan:
     """The plan with what follows from the number of steps.
 
@@ -33,6 +38,7 @@ def fitted_to_length(
         steps: That it will be trained for.
         fingerprint: Of the training cases.
         changes: Dotted keys that were asked for; they stay as they are.
+        processes: That train together, each with a batch of its own.
     """
     training, steps = plan.training, max(steps, 1)
     average = float(np.clip(1 - _AVERAGED_PART / steps, 0.9, 0.999))
@@ -42,8 +48,8 @@ def fitted_to_length(
         decay = float(np.clip(_FADED / (training.learning_rate * steps), _LEAST_DECAY, _MOST_DECAY))
         fitted["training.weight_decay"] = float(f"{decay:.2g}")
         reasons["weight_decay"] = f"what {steps} steps need for the first of them to fade"
-    views = steps * training.batch_size * training.accumulate * _share_of_case(plan, fingerprint)
-    views /= max(fingerprint.cases, 1)
+    samples = steps * training.batch_size * training.accumulate * processes
+    views = samples * _share_of_case(plan, fingerprint) / max(fingerprint.cases, 1)
     share = float(np.interp(views, (_FEW_VIEWS, _MANY_VIEWS), (0.5, 1.0)))
     if share < 1 and not any(key.startswith("training.augmentation") for key in changes):
         usual = training.augmentation.intensity_probability

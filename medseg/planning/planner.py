@@ -43,6 +43,7 @@ class Means:
         widest: Most channels of any stage.
         training_s: Time for the steps; None when their number is given.
         epochs: That number in epochs, where it is known.
+        processes: That train together.
         enough_steps: How many steps a wider network must still get.
         configuration: One of ``settings.CONFIGURATIONS``.
         target_bytes: What a training step may take of the device's memory; the largest patch
@@ -56,6 +57,7 @@ class Means:
     widest: int
     training_s: float | None = None
     epochs: int | None = None
+    processes: int = 1
     enough_steps: int = 1300
     configuration: str = "auto"
     target_bytes: int | None = None
@@ -133,7 +135,9 @@ def make_plan(
     plan = plan.model_copy(update={"reasons": {**plan.reasons, "features": why}})
     if steps is None and means.epochs is not None:
         steps = means.epochs * plan.training.steps_per_epoch
-    return plan if steps is None else fitted_to_length(plan, steps, fingerprint, changes=wanted)
+    if steps is None:
+        return plan
+    return fitted_to_length(plan, steps, fingerprint, changes=wanted, processes=means.processes)
 
 
 def _pace_of_preset(

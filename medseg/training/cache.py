@@ -32,7 +32,6 @@ from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.inference.cascade import OneHotVolume
 from medseg.inference.volume import TensorVolume, Volume
 from medseg.io.atomic import remove_leftovers, whole_folder
-from medseg.training.cache_helpers import CacheHelper, helped
 from medseg.training.cache_store import (
     Places,
     StoredArray,
@@ -50,8 +49,8 @@ _PLACES_PER_CLASS = 10_000
 _USUAL_BYTES, _MOST_BYTES = 1.9, 3.0
 # Copies of a case that preprocessing holds, at its own and at the plan's spacing.
 _COPIES = 5
-# Until it is asked again whether another process has made a case, at first and after many looks.
-_FIRST_LOOK_S, _LAST_LOOK_S = 0.005, 0.2
+# Until it is asked again whether another process has made a case.
+_ANOTHER_LOOK_S = 0.2
 Progress = Callable[[int, int, str], None]
 _log = logging.getLogger(__name__)
 
@@ -95,7 +94,6 @@ def build_cache(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
-    helpers: Sequence[CacheHelper] = (),
 ) -> list[CachedCase]:
     """Preprocess the cases that are not there yet, and open all of them.
 
@@ -103,10 +101,9 @@ def build_cache(
         folder: Where the cache lies; made where it is missing.
         cases: Each with a label.
         plan: Only what changes the voxels counts towards the key of a case.
-        workers: Cases at a time, as many as cores by default, and fewer where the memory is
-            short: in threads, and in helping processes where there are many cases.
+        workers: Threads, as many as cores by default, and fewer where the memory is short; the
+            array work releases the interpreter.
         progress: Called with (done, total, case id), and while another process makes a case.
-        helpers: That were started already; they serve this cache alone.
 
     Raises:
         OutputError: The disk has no room for what is missing; no case is written then.
@@ -116,33 +113,26 @@ def build_cache(
     folder.mkdir(parents=True, exist_ok=True)
     use = InUse(folder)
     found = [read_case(home, use=use) for home in homes]
-    pairs = zip(cases, homes, found, strict=True)
-    lacking = [(case, home) for case, home, stored in pairs if stored is None]
+    lacking = [case for case, stored in zip(cases, found, strict=True) if stored is None]
     cores = workers or os.cpu_count() or 1
     if lacking:
         remove_leftovers(folder)
         remove_stale(folder)
-        cores = _announce(folder, [case for case, _ in lacking], plan, cores)
+        cores = _announce(folder, lacking, plan, cores)
 
     def one(number: int) -> StoredCase | None:
-        return found[number] or make_case(cases[number], plan, homes[number], key=key, use=use)
+        return found[number] or _made(cases[number], plan, homes[number], key=key, use=use)
 
     done: list[CachedCase] = []
-    with (
-        helped(lacking, plan, key=key, at_once=cores, helpers=helpers) as threads,
-        _threads_of_torch(1 if cores > 1 else None),
-        ThreadPoolExecutor(threads) as pool,
-    ):
+    with _threads_of_torch(1 if cores > 1 else None), ThreadPoolExecutor(cores) as pool:
         for number, found_now in enumerate(pool.map(one, range(len(cases)))):
-            case, stored, pause_s = cases[number], found_now, _FIRST_LOOK_S
+            case, stored = cases[number], found_now
             while stored is None:
                 told(len(done), len(cases), f"{case.id}, which another process makes")
-                time.sleep(pause_s)
-                stored, pause_s = one(number), min(2 * pause_s, _LAST_LOOK_S)
+                time.sleep(_ANOTHER_LOOK_S)
+                stored = one(number)
             done.append(_as_cached(case, plan, stored))
             told(len(done), len(cases), case.id)
-    if lacking:
-        remove_stale(folder)  # of helpers that were ended
     return done
 
 
@@ -234,21 +224,8 @@ def _folder_name(case: Case, key: str) -> str:
     return hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def make_case(
-    case: Case, plan: Plan, home: Path, *, key: str, use: InUse | None = None
-) -> StoredCase | None:
-    """The case, made if it is not there; None where another process is at it.
-
-    Args:
-        case: With a label.
-        plan: How it is preprocessed.
-        home: The folder that it goes to.
-        key: Of the plan.
-        use: The mark that the cache is in use.
-    """
-    stored = read_case(home, use=use)
-    if stored is not None:
-        return stored
+def _made(case: Case, plan: Plan, home: Path, *, key: str, use: InUse) -> StoredCase | None:
+    """The case, made if it is not there; None where another process is at it."""
     with turn(home) as mine:
         if not mine:
             return None

@@ -5,14 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from medseg.core.errors import InputError
 from medseg.io.atomic import remove_leftovers, write_text
 from medseg.training.cache import build_cache
-from medseg.training.cache_helpers import CacheHelper
 from medseg.training.cache_store import NOTE, read_case
 from medseg.training.cache_turns import remove_stale, users_of
 from medseg.workflows.plan import decide, look_into, settled, splits_of
@@ -25,7 +24,6 @@ def build(
     *,
     progress: Progress = lambda phase, done, total, note: None,
     stop: Callable[[], bool] = lambda: False,
-    helpers: Sequence[CacheHelper] = (),
     **settings: Any,
 ) -> dict[str, Any]:
     """Plan and preprocess all cases of a dataset, without training.
@@ -35,7 +33,6 @@ def build(
         out: A run's folder: the cases go to ``out/cache``, the plan to ``out/plan.json``.
         progress: Called with (phase, done, total, note).
         stop: Asked after each case.
-        helpers: Processes that were started before, to make cases beside this one.
         **settings: As for ``train``; ``plan_file`` takes a plan as it is.
 
     Returns:
@@ -48,11 +45,11 @@ def build(
     splits = splits_of(run)
     fingerprint = look_into(run, splits)
     changes = run.settings.plan_changes()
-    plan = decide(run, fingerprint, changes=changes, folds_left=len(splits))
+    # Often on another machine than the one that will train.
+    plan = decide(run, fingerprint, changes=changes, folds_left=len(splits), trains_here=False)
     folder = run.folder / "cache"
     named = sorted({c for split in splits.values() for c in split.train + split.validation})
-    cases, report = run.dataset.select(tuple(named)), run.phase("preprocess")
-    build_cache(folder, cases, plan, progress=report, helpers=helpers)
+    build_cache(folder, run.dataset.select(tuple(named)), plan, progress=run.phase("preprocess"))
     write_text(run.folder / "plan.json", plan.to_json())
     return {"folder": str(folder), "cases": len(named), "bytes": _total(_cases_below(folder))}
 

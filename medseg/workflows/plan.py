@@ -151,7 +151,12 @@ def _training_cases(run: Run, splits: Mapping[str, Split]) -> tuple[Case, ...]:
 
 
 def decide(
-    run: Run, fingerprint: Fingerprint, *, changes: dict[str, object], folds_left: int
+    run: Run,
+    fingerprint: Fingerprint,
+    *,
+    changes: dict[str, object],
+    folds_left: int,
+    trains_here: bool = True,
 ) -> Plan:
     """The plan of a run: that of ``--plan FILE``, or a new one.
 
@@ -160,6 +165,7 @@ def decide(
         fingerprint: Of the training cases.
         changes: Dotted keys of the plan to replace.
         folds_left: How many share the time.
+        trains_here: On this device; else its precision is left to the one that trains.
 
     Raises:
         SettingsError: The plan is for other labels or channels, or a setting does not fit.
@@ -175,7 +181,7 @@ def decide(
         network = usual if network == "unet" else network
         target = target or own
     means = _means(run, fingerprint, target=target, folds_left=folds_left)
-    precision = _precision(run)
+    precision = _precision(run) if trains_here else {}
 
     def step_cost(draft: Plan) -> float:
         case, spacious = typical_case(draft, fingerprint), is_spacious(run, draft)
@@ -227,6 +233,7 @@ def _means(run: Run, fingerprint: Fingerprint, *, target: int | None, folds_left
     return replace(
         usual,
         epochs=epochs,
+        processes=run.team.size,
         configuration=run.settings.configuration,
         target_bytes=target,
         step_bytes=_step_bytes(run.device, fingerprint),

@@ -61,6 +61,8 @@ def test_intensities_vary_less_often_where_a_case_is_seen_a_few_times() -> None:
     for steps, probability in ((10, 0.25), (100, 0.25), (150, 0.375), (200, 0.5), (9000, 0.5)):
         fitted = fitted_to_length(planned(), steps, fingerprint(), changes=())
         assert fitted.training.augmentation.intensity_probability == probability
+    four = fitted_to_length(planned(), 50, fingerprint(), changes=(), processes=4)
+    assert four.training.augmentation.intensity_probability == 0.5
     told = fitted_to_length(planned(), 150, fingerprint(), changes=()).reasons["augmentation"]
     assert told.endswith("; intensities 0.75 times as often as usual: a case is seen 30 times")
     untold = fitted_to_length(planned(), 200, fingerprint(), changes=()).reasons["augmentation"]

@@ -11,6 +11,7 @@ import pytest
 
 from medseg.cli.app import run
 from medseg.core.errors import InputError
+from medseg.workflows import plan as planning
 from medseg.workflows.cache import build, clean, listing
 from tests.phantoms import write_msd_dataset
 
@@ -51,6 +52,19 @@ def test_list_and_clean(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert clean(runs / "two") == {"cases": 4, "bytes": rows[1]["bytes"]}
     assert not (runs / "two/cache").exists()
     assert clean(runs)["cases"] == 0
+
+
+def test_precision_is_left_to_the_machine_that_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_msd_dataset(tmp_path / "data", cases=4)
+    monkeypatch.setattr(planning, "bf16_pays", lambda device: True)
+    monkeypatch.setattr(planning, "bf16_gain", lambda: 2.0)
+    settings = {"device": "cpu", "set": ["base_features=4"]}
+    assert planning.plan(data, **settings)["plan"]["training"]["precision"] == "bf16"
+    build(data, tmp_path / "run", **settings)
+    made = json.loads((tmp_path / "run/plan.json").read_text())
+    assert made["training"]["precision"] == "auto"
 
 
 def test_clean_asks_before_it_removes(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
