@@ -23,7 +23,7 @@ from medseg.core.errors import FileError, InputError
 from medseg.io.atomic import write_bytes
 
 CHECKPOINT_FORMAT = 2
-_FACTS = ("step", "elapsed_s", "best_score", "best_look", "looked", "rate_scale")
+_FACTS = ("step", "elapsed_s", "best_score", "highest_look", "looked", "rate_scale")
 
 
 @dataclass
@@ -38,7 +38,7 @@ class TrainState:
         elapsed_s: Wall time of training that is spent.
         best: The weights to use, as the inner cases chose them; None before the first look.
         best_score: Their mean Dice.
-        best_look: Dice of each inner case at the look where their mean was highest.
+        highest_look: Dice of each inner case at the look where their mean was highest.
         looked: Share of the run at the last look at the inner cases.
         history: One entry per epoch, as written to ``log.jsonl``.
         rate_scale: The learning rate of the plan is multiplied by it: less than 1 after a loss
@@ -54,7 +54,7 @@ class TrainState:
     elapsed_s: float = 0.0
     best: dict[str, Tensor] | None = None
     best_score: float = -1.0
-    best_look: list[float] = field(default_factory=list)
+    highest_look: list[float] = field(default_factory=list)
     looked: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     rate_scale: float = 1.0
@@ -116,7 +116,7 @@ def restore_snapshot(state: TrainState, snapshot: Snapshot, device: torch.device
     state.best = {name: value.to(device, copy=True) for name, value in best.items()} or None
     state.step, state.elapsed_s = int(facts["step"]), float(facts["elapsed_s"])
     state.best_score, state.history = float(facts["best_score"]), list(facts["history"])
-    state.best_look = list(facts.get("best_look", []))  # of older runs it is not known
+    state.highest_look = list(facts.get("highest_look", []))  # of older runs it is not known
     state.looked, state.rate_scale = float(facts["looked"]), float(facts["rate_scale"])
 
 

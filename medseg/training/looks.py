@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from medseg.inference.predictor import Predictor
 from medseg.training.cache import CachedCase
 from medseg.training.checkpoint import TrainState
-from medseg.training.validation import class_dice, mean_over_cases
+from medseg.training.validation import class_dice, known_means
 
 # As shares of the run. Late ones: weights are best near the end.
 LOOKS = (0.25, 0.5, 0.65, 0.8, 0.9, 1.0)
@@ -35,7 +35,7 @@ def choose_weights(
     """Score the averaged weights on the inner cases; keep them unless earlier ones were better.
 
     Args:
-        state: Whose ``best``, ``best_score`` and ``best_look`` may change.
+        state: Whose ``best``, ``best_score`` and ``highest_look`` may change.
         predictor: With the averaged weights.
         inner: Kept back; may be empty.
 
@@ -44,16 +44,16 @@ def choose_weights(
         inner cases, where the latest weights are kept.
     """
     table = class_dice(predictor, inner)
-    dice = mean_over_cases(table)
+    dice = known_means(table)
     score = _mean(dice)
     # Of each case the mean of its labels.
-    look = mean_over_cases(table.T)
-    if not surely_better(np.array(state.best_look), look):
+    look = known_means(table.T)
+    if not surely_better(np.array(state.highest_look), look):
         weights = state.average.state_dict()
         state.best = {name: value.detach().clone() for name, value in weights.items()}
         state.best_score = score
-    if not state.best_look or _mean(look) > _mean(np.array(state.best_look)):
-        state.best_look = look.tolist()
+    if not state.highest_look or _mean(look) > _mean(np.array(state.highest_look)):
+        state.highest_look = look.tolist()
     names = predictor.plan.labels.names if inner else ()
     return {
         name: None if math.isnan(value) else round(float(value), 4)

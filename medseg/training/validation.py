@@ -77,7 +77,7 @@ def class_dice(predictor: Predictor, cases: Sequence[CachedCase]) -> NDArray[np.
     return np.array(rows).reshape(-1, len(plan.labels))
 
 
-def mean_over_cases(table: NDArray[np.float64]) -> NDArray[np.float64]:
+def known_means(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each column of (cases, labels) without NaN; NaN where nothing is left."""
     known = ~np.isnan(table)
     empty = np.full(table.shape[1], np.nan)

@@ -27,7 +27,7 @@ from medseg.planning.planner import Means, make_plan, means_for
 from medseg.planning.presets import check_network
 from medseg.training.budget import measure_step, typical_case
 from medseg.training.probe import QuickerFormat, bf16_gain, bf16_pays, measured_step_bytes
-from medseg.workflows.run import DEFAULT_EPOCHS, Progress, Run, is_spacious
+from medseg.workflows.run import Progress, Run, is_spacious
 
 if TYPE_CHECKING:
     import torch
@@ -228,7 +228,7 @@ def _bytes(memory: str) -> int:
 def _means(run: Run, fingerprint: Fingerprint, *, target: int | None, folds_left: int) -> Means:
     flat = takes_single_slices(fingerprint, run.settings.configuration)
     left_s = None if run.left_s is None else run.left_s / folds_left
-    epochs = (run.settings.epochs or DEFAULT_EPOCHS) if left_s is None else None
+    epochs = run.epochs if left_s is None else None
     usual = means_for(run.device.type, two_dimensional=flat, training_s=left_s)
     return replace(
         usual,

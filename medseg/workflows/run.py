@@ -92,6 +92,11 @@ class Run:
         budget = self.settings.budget_s
         return None if budget is None else budget - (time.perf_counter() - self.began)
 
+    @property
+    def epochs(self) -> int:
+        """As set, or the usual number; they count where there is no budget."""
+        return self.settings.epochs or DEFAULT_EPOCHS
+
 
 @dataclass(frozen=True)
 class Ground:
@@ -283,7 +288,7 @@ def schedule_of(
     """
     steps_per_epoch = ground.plan.training.steps_per_epoch
     if run.left_s is None:
-        return Schedule((run.settings.epochs or DEFAULT_EPOCHS) * steps_per_epoch)
+        return Schedule(run.epochs * steps_per_epoch)
     kept, budget = run.fold_folder(fold.name) / "schedule.json", run.settings.budget_s or 0.0
     if kept.is_file():
         was = json.loads(kept.read_text(encoding="utf-8"))

@@ -75,14 +75,14 @@ def test_later_weights_are_taken_where_the_difference_is_chance(
     # Not surely lower than the last one, but than the first, which was the highest.
     look(state, [[0.785, 0.695], [0.89, 0.79], [0.84, np.nan]], monkeypatch)
     assert taken(state) == 2
-    assert state.best_look == pytest.approx([0.75, 0.85, 0.85])
+    assert state.highest_look == pytest.approx([0.75, 0.85, 0.85])
 
 
 def test_what_was_seen_survives_a_stop(state: TrainState, monkeypatch: pytest.MonkeyPatch) -> None:
     look(state, [[0.8, 0.7], [0.9, 0.8]], monkeypatch)
     other = new_state(small_plan(), seed=1, device=CPU)
     restore_snapshot(other, take_snapshot(state), CPU)
-    assert other.best_look == state.best_look == pytest.approx([0.75, 0.85])
+    assert other.highest_look == state.highest_look == pytest.approx([0.75, 0.85])
     assert other.best_score == state.best_score
     before = taken(other)
     look(other, [[0.7, 0.6], [0.8, 0.7]], monkeypatch)
