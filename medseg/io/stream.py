@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -188,7 +189,8 @@ def _unpacked_at_once(path: Path, length: int) -> bytearray | None:
     if length > _SMALL_BYTES:
         return None
     with path.open("rb", buffering=0) as raw:
-        packed = raw.read(_SMALL_FILE_BYTES)
+        # To ask for no more than there is saves taking, and giving back, memory for the rest.
+        packed = raw.read(min(os.fstat(raw.fileno()).st_size + 1, _SMALL_FILE_BYTES))
     if packed[:2] != _GZIP_MAGIC or len(packed) == _SMALL_FILE_BYTES:
         return None
     inflate = _inflate()

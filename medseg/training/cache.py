@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from medseg.core.errors import OutputError
 from medseg.core.plan import Plan
 from medseg.datasets.dataset import Case
+from medseg.datasets.kept import KeptCases
 from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.inference.cascade import OneHotVolume
 from medseg.inference.volume import TensorVolume, Volume
@@ -94,6 +95,7 @@ def build_cache(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
+    kept: KeptCases | None = None,
 ) -> list[CachedCase]:
     """Preprocess the cases that are not there yet, and open all of them.
 
@@ -104,11 +106,13 @@ def build_cache(
         workers: Threads, as many as cores by default, and fewer where the memory is short; the
             array work releases the interpreter.
         progress: Called with (done, total, case id), and while another process makes a case.
+        kept: Cases that need not be read again; nothing stays in it.
 
     Raises:
         OutputError: The disk has no room for what is missing; no case is written then.
     """
     key, told = _plan_key(plan), progress or (lambda done, total, note: None)
+    kept = kept or KeptCases()
     homes = [folder / _folder_name(case, key) for case in cases]
     folder.mkdir(parents=True, exist_ok=True)
     use = InUse(folder)
@@ -118,10 +122,11 @@ def build_cache(
     if lacking:
         remove_leftovers(folder)
         remove_stale(folder)
-        cores = _announce(folder, lacking, plan, cores)
+        cores = _announce(folder, lacking, plan, cores, kept)
 
     def one(number: int) -> StoredCase | None:
-        return found[number] or _made(cases[number], plan, homes[number], key=key, use=use)
+        case, home = cases[number], homes[number]
+        return found[number] or _made(case, plan, home, key=key, use=use, kept=kept)
 
     done: list[CachedCase] = []
     with _threads_of_torch(1 if cores > 1 else None), ThreadPoolExecutor(cores) as pool:
@@ -133,6 +138,7 @@ def build_cache(
                 stored = one(number)
             done.append(_as_cached(case, plan, stored))
             told(len(done), len(cases), case.id)
+    kept.clear()
     return done
 
 
@@ -154,14 +160,14 @@ def _threads_of_torch(number: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _announce(folder: Path, cases: Sequence[Case], plan: Plan, cores: int) -> int:
+def _announce(folder: Path, cases: Sequence[Case], plan: Plan, cores: int, kept: KeptCases) -> int:
     """Say how large the cache will get, refuse where there is no room; how many cases at once.
 
     Raises:
         OutputError: The disk has no room.
     """
     with ThreadPoolExecutor(cores) as pool:
-        sizes = list(pool.map(lambda case: _voxels(case, plan), cases))
+        sizes = list(pool.map(lambda case: _voxels(case, plan, kept), cases))
     voxels = sum(working for _, working in sizes)
     free = shutil.disk_usage(folder).free
     _log.info(
@@ -181,9 +187,10 @@ def _announce(folder: Path, cases: Sequence[Case], plan: Plan, cores: int) -> in
     return int(max(1, min(cores, psutil.virtual_memory().available / 2 // max(heaviest, 1))))
 
 
-def _voxels(case: Case, plan: Plan) -> tuple[int, int]:
+def _voxels(case: Case, plan: Plan, kept: KeptCases) -> tuple[int, int]:
     """Voxels of all channels in the files and in the cache."""
-    scan = read_case_image(case)
+    known = kept.look_up(case)
+    scan = read_case_image(case) if known is None else known.scan
     working = RestoreRecord.for_plan(scan.geometry, plan).working.shape
     return len(scan.channels) * prod(scan.geometry.shape), len(scan.channels) * prod(working)
 
@@ -224,7 +231,9 @@ def _folder_name(case: Case, key: str) -> str:
     return hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _made(case: Case, plan: Plan, home: Path, *, key: str, use: InUse) -> StoredCase | None:
+def _made(
+    case: Case, plan: Plan, home: Path, *, key: str, use: InUse, kept: KeptCases
+) -> StoredCase | None:
     """The case, made if it is not there; None where another process is at it."""
     with turn(home) as mine:
         if not mine:
@@ -234,16 +243,21 @@ def _made(case: Case, plan: Plan, home: Path, *, key: str, use: InUse) -> Stored
             return stored
         if home.is_dir():  # damaged, or cut short by a loss of power
             shutil.rmtree(home, ignore_errors=True)
-        _preprocess(case, plan, home, key=key)
+        _preprocess(case, plan, home, key=key, kept=kept)
         stored = read_case(home, use=use)
     if stored is None:
         raise damaged(home, "a folder that was changed at once")
     return stored
 
 
-def _preprocess(case: Case, plan: Plan, home: Path, *, key: str) -> None:
-    mask, grid = read_case_mask(case)
-    image, record = preprocess_scan(read_case_image(case), plan)
+def _preprocess(case: Case, plan: Plan, home: Path, *, key: str, kept: KeptCases) -> None:
+    known = kept.take(case)
+    if known is None:
+        mask, grid = read_case_mask(case)
+        scan = read_case_image(case)
+    else:
+        mask, grid, scan = known.mask, known.scan, known.scan
+    image, record = preprocess_scan(scan, plan)
     label, geometry = preprocess_mask(mask, grid.geometry, plan, crop=record.crop)
     assert record.working.difference(geometry) is None
     places = _places(label, ignored=plan.scheme.ignored)

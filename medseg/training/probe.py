@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 
 from medseg.core.plan import Plan, edited
-from medseg.training.budget import measure_step
-from medseg.training.cache import CachedCase
+
+if TYPE_CHECKING:
+    from medseg.training.cache import CachedCase
 
 # Below this the time of a whole step hardly changes, and fp32 is the safer choice.
 _GAIN_THAT_PAYS = 1.2
@@ -31,6 +33,9 @@ def measured_step_bytes(plan: Plan, case: CachedCase, device: torch.device) -> i
     Returns:
         ``sys.maxsize`` where the device has too little.
     """
+    # It loads all that trains, of which a plan may need nothing.
+    from medseg.training.budget import measure_step
+
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     try:

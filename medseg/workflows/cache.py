@@ -43,13 +43,14 @@ def build(
     """
     run = settled(dataset, Path(out), settings, progress=progress, stop=stop)
     splits = splits_of(run)
-    fingerprint = look_into(run, splits)
+    fingerprint = look_into(run, splits, keep=True)
     changes = run.settings.plan_changes()
     # Often on another machine than the one that will train.
     plan = decide(run, fingerprint, changes=changes, folds_left=len(splits), trains_here=False)
     folder = run.folder / "cache"
     named = sorted({c for split in splits.values() for c in split.train + split.validation})
-    build_cache(folder, run.dataset.select(tuple(named)), plan, progress=run.phase("preprocess"))
+    cases, report = run.dataset.select(tuple(named)), run.phase("preprocess")
+    build_cache(folder, cases, plan, progress=report, kept=run.kept)
     write_text(run.folder / "plan.json", plan.to_json())
     return {"folder": str(folder), "cases": len(named), "bytes": _total(_cases_below(folder))}
 

@@ -12,7 +12,6 @@ from typing import Any
 from medseg.datasets.splits import inner_split
 from medseg.io.atomic import write_text
 from medseg.report.training import plan_values
-from medseg.training.budget import affordable_looks
 from medseg.training.cache import CachedCase, build_cache
 from medseg.training.checkpoint import TrainState
 from medseg.training.looks import LOOKS
@@ -20,6 +19,7 @@ from medseg.training.loop import TrainJob, train_network
 from medseg.training.mlflow_log import MlflowLog
 from medseg.training.monitor import RunMonitor, advice, peak_memory
 from medseg.training.schedule import Schedule
+from medseg.training.set_aside import affordable_looks
 from medseg.training.step import new_state
 from medseg.workflows.fine_tune import Start
 from medseg.workflows.judge import package_fold, save_with_metrics, validate_fold
@@ -90,7 +90,9 @@ def _cached(
     """Preprocessed cases to learn from, and those kept back."""
     cases, report = run.dataset.select(learn + inner), run.phase("preprocess")
     cached = run.team.first(
-        lambda: build_cache(run.folder / "cache", cases, ground.plan, progress=report)
+        lambda: build_cache(
+            run.folder / "cache", cases, ground.plan, progress=report, kept=run.kept
+        )
     )
     if run.earlier is not None:
         earlier, folder = run.earlier, run.folder / "coarse"

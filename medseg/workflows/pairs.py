@@ -18,7 +18,7 @@ from medseg.evaluation.best import Judged, dice_of
 from medseg.evaluation.evaluate import CaseScores, summarise
 from medseg.io.atomic import this_process, write_text
 from medseg.package.package import load_package, swap
-from medseg.training.budget import closing_seconds
+from medseg.training.set_aside import closing_seconds
 from medseg.workflows import segment
 from medseg.workflows.api import load_model
 from medseg.workflows.make_set import make_set

@@ -25,7 +25,6 @@ from medseg.planning.fingerprint import CaseLook, take_fingerprint
 from medseg.planning.memory import StepBytes, estimated_step_bytes
 from medseg.planning.planner import Means, make_plan, means_for
 from medseg.planning.presets import check_network
-from medseg.training.budget import measure_step, typical_case
 from medseg.training.probe import QuickerFormat, bf16_gain, bf16_pays, measured_step_bytes
 from medseg.workflows.run import Progress, Run, is_spacious
 
@@ -134,13 +133,26 @@ def splits_of(run: Run) -> dict[str, Split]:
     return {fold: split_for(run.dataset, fold, run.settings.seed, presence=presence)}
 
 
-def look_into(run: Run, splits: Mapping[str, Split]) -> Fingerprint:
-    """Check every case, and take the fingerprint of those to learn from."""
+def look_into(run: Run, splits: Mapping[str, Split], *, keep: bool = False) -> Fingerprint:
+    """Check every case, and take the fingerprint of those to learn from.
+
+    Args:
+        run: Whose dataset it is; with ``keep`` its ``kept`` holds small cases afterwards.
+        splits: Which cases.
+        keep: They will be preprocessed next.
+    """
     everyone = sorted({c for split in splits.values() for c in split.train + split.validation})
     named = run.dataset.select(tuple(everyone))
     cases = _training_cases(run, splits)
     look = CaseLook(run.dataset, cases, run.labels)
-    verify_cases(named, run.dataset, progress=run.phase("check"), look=look).raise_problems()
+
+    def look_and_keep(*seen: Any) -> None:
+        look(*seen)
+        if keep:
+            run.kept.keep(*seen)
+
+    report = run.phase("check")
+    verify_cases(named, run.dataset, progress=report, look=look_and_keep).raise_problems()
     return take_fingerprint(
         run.dataset, cases, run.labels, progress=run.phase("fingerprint"), seen=look
     )
@@ -184,6 +196,9 @@ def decide(
     precision = _precision(run) if trains_here else {}
 
     def step_cost(draft: Plan) -> float:
+        # It loads all that trains, of which a plan without a budget needs nothing.
+        from medseg.training.budget import measure_step, typical_case
+
         case, spacious = typical_case(draft, fingerprint), is_spacious(run, draft)
         return measure_step(draft, case, run.device, spacious=spacious)
 
@@ -244,6 +259,8 @@ def _step_bytes(device: torch.device, fingerprint: Fingerprint) -> StepBytes:
     """Measured where there is a GPU, each size once; else estimated."""
     if device.type != "cuda":
         return estimated_step_bytes
+    from medseg.training.budget import typical_case
+
     known: dict[str, int] = {}
 
     def measured(draft: Plan) -> int:

@@ -15,11 +15,12 @@ from medseg.core.labels import LabelSet
 from medseg.core.plan import Fingerprint, Plan
 from medseg.core.settings import TrainSettings
 from medseg.datasets.dataset import Dataset, Split
+from medseg.datasets.kept import KeptCases
 from medseg.io.atomic import remove_leftovers, write_text
 from medseg.planning.memory import estimated_step_bytes
-from medseg.training.budget import closing_seconds
 from medseg.training.processes import Team
 from medseg.training.schedule import Schedule
+from medseg.training.set_aside import closing_seconds
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,8 @@ class Run:
     """What every part of a run needs to know.
 
     ``fingerprint`` is there where the cases were looked into for several runs at once;
-    ``earlier`` where this is the second stage of a cascade.
+    ``earlier`` where this is the second stage of a cascade; ``kept`` holds small cases from the
+    look into them until they are preprocessed.
     """
 
     dataset: Dataset
@@ -51,6 +53,7 @@ class Run:
     began: float = field(default_factory=time.perf_counter)
     fingerprint: Fingerprint | None = None
     earlier: EarlierStage | None = None
+    kept: KeptCases = field(default_factory=KeptCases)
 
     def phase(self, name: str) -> Callable[[int, int, str], None]:
         """Progress of one phase; between two cases it is also where a stop is heard."""

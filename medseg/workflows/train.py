@@ -137,7 +137,7 @@ def _train(run: Run) -> dict[str, Any]:
 
 def _lay_ground(run: Run, splits: dict[str, Split], start: Start | None) -> Ground:
     """Check, fingerprint, preprocess, plan: all that comes before the first step."""
-    fingerprint = run.fingerprint or look_into(run, splits)
+    fingerprint = run.fingerprint or look_into(run, splits, keep=True)
     write_text(run.folder / "fingerprint.json", fingerprint.model_dump_json(indent=2))
     changes = changes_of(start, run, fingerprint)
     if run.earlier is not None:

@@ -20,6 +20,8 @@ import torch
 from medseg.core.errors import FileError, OutputError
 from medseg.core.scan import Scan
 from medseg.datasets.dataset import Dataset
+from medseg.datasets.inspect import verify_cases
+from medseg.datasets.kept import KeptCases
 from medseg.datasets.open import open_dataset
 from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.training import cache
@@ -126,6 +128,29 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     assert len(homes(tmp_path / "cache")) == 3
 
 
+def test_cases_in_memory_are_not_read_and_give_the_same(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, kept = small_plan(spacing_mm=(1.5, 2.0, 2.0)), KeptCases()
+    build_cache(tmp_path / "read", data.cases, plan)
+    verify_cases(data.cases, data, look=kept.keep).raise_problems()
+    assert kept.nbytes > 0
+
+    def refuse(case: Any) -> Any:
+        raise AssertionError(f"{case.id} is read")
+
+    for name in ("read_case_image", "read_case_mask"):
+        monkeypatch.setattr(cache, name, refuse)
+    build_cache(tmp_path / "kept", data.cases, plan, kept=kept)
+    assert kept.nbytes == 0
+    one, two = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+        for folder in (tmp_path / "read", tmp_path / "kept")
+    )
+    assert one == two
+    assert len(one) >= 4 * len(data.cases)
+
+
 def test_a_full_disk_is_told_before_anything_is_written(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,11 +182,11 @@ from tests.models import small_plan
 
 made, real = [], cache._preprocess
 
-def slowly(case, plan, home, *, key):
+def slowly(case, plan, home, **rest):
     made.append(case.id)
     print("making", flush=True)
     time.sleep(float(sys.argv[3]))
-    real(case, plan, home, key=key)
+    real(case, plan, home, **rest)
 
 cache._preprocess = slowly
 print("ready", flush=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from medseg.training.budget import affordable_looks, closing_seconds
 from medseg.training.schedule import Schedule, learning_rate
+from medseg.training.set_aside import affordable_looks, closing_seconds
 from tests.models import small_plan
 
 PLAN = small_plan(**{"training.warmup_share": 0.1, "training.learning_rate": 1.0}).training
