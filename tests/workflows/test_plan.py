@@ -77,7 +77,7 @@ def test_a_short_budget_takes_the_quicker_memory_format(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "medseg.workflows.plan.measure_step",
+        "medseg.training.budget.measure_step",
         lambda plan, *_, **__: 0.1 if plan.training.memory_format == "channels_last" else 0.2,
     )
     options: dict[str, Any] = {"device": "cpu", "budget": "5min"}
