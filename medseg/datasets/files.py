@@ -1,4 +1,4 @@
-"""Which files of a folder are scans, and which of them are channels of one scan."""
+"""Which files of a folder are scans, which are channels of one scan, and whether they change."""
 
 from __future__ import annotations
 
@@ -34,3 +34,18 @@ def by_case(paths: Iterable[Path]) -> dict[str, dict[int, Path]]:
         case_id, number = (match[1], int(match[2])) if match else (name, 0)
         found.setdefault(case_id, {})[number] = path
     return found
+
+
+def stamps(files: Iterable[Path]) -> tuple[tuple[str, int, int], ...]:
+    """Name, bytes and time of change (ns) of each file: files with the same have not changed.
+
+    Raises:
+        OSError: A file is gone.
+    """
+    found = []
+    for path in files:
+        # A folder is a DICOM series: its files count, not the folder itself.
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            status = file.stat()
+            found.append((file.name, status.st_size, status.st_mtime_ns))
+    return tuple(found)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from stat import S_ISREG
 from threading import Lock
 from typing import Any
 
@@ -13,6 +10,7 @@ from numpy.typing import NDArray
 
 from medseg.core.scan import Scan
 from medseg.datasets.dataset import Case
+from medseg.datasets.files import stamps
 
 # A thousand small scans, or no body CT at all: of these reading is the smaller part.
 _MOST_BYTES = 256_000_000
@@ -26,13 +24,13 @@ class KeptCase:
         scan: Its voxels are in memory, and its own to change.
         mask: (I, J, K) values, on the scan's grid.
         nbytes: Of both.
-        stamps: Size and time of the files that it was read from.
+        stamps: Of the files that it was read from.
     """
 
     scan: Scan
     mask: NDArray[Any]
     nbytes: int
-    stamps: tuple[tuple[int, int], ...]
+    stamps: tuple[tuple[str, int, int], ...]
 
 
 class KeptCases:
@@ -52,19 +50,19 @@ class KeptCases:
 
     def keep(self, case: Case, scan: Scan, voxels: NDArray[Any], mask: NDArray[Any]) -> None:
         """Keep a case, if it fits: its scan, voxels (C, I, J, K) and mask (I, J, K)."""
-        nbytes, stamps = voxels.nbytes + mask.nbytes, _stamps(case.files)
-        if stamps is None:
+        nbytes, seen = voxels.nbytes + mask.nbytes, _stamps(case)
+        if seen is None:
             return
         read = replace(scan, load=lambda: voxels, load_slabs=None)
         with self._turns:
             if self.nbytes + nbytes <= self._most_bytes:
-                self._cases[case.id] = KeptCase(read, mask, nbytes, stamps)
+                self._cases[case.id] = KeptCase(read, mask, nbytes, seen)
                 self.nbytes += nbytes
 
     def look_up(self, case: Case) -> KeptCase | None:
         """The case, which stays; None where it was not kept, or its files have changed."""
         kept = self._cases.get(case.id)
-        return None if kept is None or kept.stamps != _stamps(case.files) else kept
+        return None if kept is None or kept.stamps != _stamps(case) else kept
 
     def take(self, case: Case) -> KeptCase | None:
         """The case, which goes; None as of :meth:`look_up`."""
@@ -81,15 +79,9 @@ class KeptCases:
             self.nbytes = 0
 
 
-def _stamps(files: Sequence[Path]) -> tuple[tuple[int, int], ...] | None:
-    """None where a file is gone, or is a folder: its time says little of what is in it."""
-    found = []
-    for path in files:
-        try:
-            status = path.stat()
-        except OSError:
-            return None
-        if not S_ISREG(status.st_mode):
-            return None
-        found.append((status.st_size, status.st_mtime_ns))
-    return tuple(found)
+def _stamps(case: Case) -> tuple[tuple[str, int, int], ...] | None:
+    """None where a file is gone."""
+    try:
+        return stamps(case.files)
+    except OSError:
+        return None

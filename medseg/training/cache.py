@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from medseg.core.errors import OutputError
 from medseg.core.plan import Plan
 from medseg.datasets.dataset import Case
+from medseg.datasets.files import stamps
 from medseg.datasets.kept import KeptCases
 from medseg.datasets.reading import read_case_image, read_case_mask
 from medseg.inference.cascade import OneHotVolume
@@ -216,14 +217,7 @@ def _plan_key(plan: Plan) -> str:
 
 
 def _folder_name(case: Case, key: str) -> str:
-    stamps = []
-    for path in case.files:
-        # A folder is a DICOM series: its files count, not the folder itself.
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in inside:
-            status = file.stat()
-            stamps.append([file.name, status.st_size, status.st_mtime_ns])
-    note: dict[str, Any] = {"plan": key, "case": case.id, "files": stamps}
+    note: dict[str, Any] = {"plan": key, "case": case.id, "files": stamps(case.files)}
     if case.structures is not None:
         # What a DICOM mask comes to depends on the names that count, too.
         note["structures"] = [[label.value, label.name] for label in case.structures.labels]
